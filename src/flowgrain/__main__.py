@@ -1,0 +1,5 @@
+"""``python -m flowgrain``."""
+
+from flowgrain.cli.main import main
+
+main()

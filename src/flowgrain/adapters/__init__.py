@@ -1,0 +1,1 @@
+"""Adapters: the trainable subspace of a frozen model's weights."""

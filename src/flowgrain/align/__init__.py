@@ -1,0 +1,1 @@
+"""Alignment terms: additions to the objective that compare features with a reference structure."""

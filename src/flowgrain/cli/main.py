@@ -1,0 +1,53 @@
+"""The ``flowgrain`` command: one thin file a subcommand, imported when it is called."""
+
+import os
+import sys
+
+import click
+import typer
+
+from flowgrain import __version__
+from flowgrain.cli.decompose import decompose
+from flowgrain.cli.demo import demo
+from flowgrain.cli.sample import sample
+from flowgrain.cli.train import train
+from flowgrain.errors import FlowgrainError
+
+app = typer.Typer(
+    name="flowgrain",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune text-to-image flow-matching and diffusion models by shaping the geometry of the data.",
+)
+app.command(name="decompose")(decompose)
+app.command(name="train")(train)
+app.command(name="sample")(sample)
+app.command(name="demo")(demo)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"flowgrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    if debug:
+        os.environ["FLOWGRAIN_DEBUG"] = "1"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's error prints its message and exits with its code, a bug its traceback."""
+    try:
+        app(arguments, standalone_mode=True)
+    except FlowgrainError as error:
+        if os.environ.get("FLOWGRAIN_DEBUG"):
+            raise
+        click.echo(f"flowgrain: error: {error}", err=True)
+        sys.exit(error.exit_code)

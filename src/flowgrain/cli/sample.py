@@ -1,0 +1,147 @@
+"""``flowgrain sample``: draw pictures from a run's checkpoint or a base model, with a manifest."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowgrain.sample.generate import SampleConfig
+    from flowgrain.sample.run_folder import Checkpoint, ModelChoice
+    from flowgrain.sample.session import SampleOutcome, SamplePlan
+
+
+def sample(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of 'flowgrain train'.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line, # comments.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pictures per prompt, seeds 0 to N - 1.")] = 1,
+    at: Annotated[
+        float | None, typer.Option("--at", help="Checkpoint at this multiple of the budget; the last one by default.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="One checkpoint folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model instead of RUN: folder, hub id or tiny-flux.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Sample folder; in RUN/samples by default.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the sampler.")] = 28,
+    guidance: Annotated[float, typer.Option("--guidance", min=0.0, help="Guidance scale.")] = 3.5,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Pixels; the model's own by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures drawn at once.")] = 4,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of the weights; the run's by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, draw nothing.")] = False,
+) -> None:
+    """Draw pictures.
+
+    Examples:
+
+        flowgrain sample runs/fox --prompts prompts.txt --seeds 4
+
+        flowgrain sample --model tiny-flux --prompts prompts.txt --out base
+
+    A picture depends on its prompt and seed. The same command again draws only what is missing.
+    """
+    from flowgrain.errors import ConfigError
+    from flowgrain.sample.generate import SampleConfig
+    from flowgrain.sample.prompts import read_prompts
+    from flowgrain.sample.session import SamplePlan
+
+    if prompts is None:
+        raise ConfigError("--prompts is missing; give a text file with one prompt a line")
+    width, height = _parse_size(size)
+    config = SampleConfig(steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size)
+    name, choice, chosen = _choose(run, model, dtype, at, checkpoint)
+    plan = SamplePlan(
+        run=name,
+        model=choice,
+        checkpoint=chosen,
+        prompts=read_prompts(prompts),
+        seeds=list(range(seeds)),
+        config=config,
+        out=out or _default_out(run, chosen, config),
+    )
+    pictures = f"{len(plan.prompts)} prompts x {seeds} seeds = {len(plan.prompts) * seeds} pictures"
+    weights = f"{choice.path} with {chosen.path}" if chosen else choice.path
+    typer.echo(f"{name}: {pictures}, {steps} steps, guidance {guidance:g}, from {weights} to {plan.out}")
+    if dry_run:
+        return
+    outcome = _draw(plan, device)
+    typer.echo(f"{name}: {outcome.drawn} pictures drawn, {outcome.kept} kept in {plan.out}")
+
+
+def _choose(
+    run: Path | None, model: str | None, dtype: str | None, at: float | None, checkpoint: Path | None
+) -> "tuple[str, ModelChoice, Checkpoint | None]":
+    """Run name, model and checkpoint that the options mean."""
+    from flowgrain.errors import ConfigError
+    from flowgrain.sample.run_folder import ModelChoice, choose_checkpoint, open_checkpoint, read_run
+
+    if (run is None) == (model is None):
+        raise ConfigError("give either RUN, a folder of 'flowgrain train', or --model with a model, not both or none")
+    if at is not None and (run is None or checkpoint is not None):
+        raise ConfigError("--at chooses among the checkpoints of RUN; it does not go with --model or --checkpoint")
+    chosen = open_checkpoint(checkpoint) if checkpoint else None
+    if run is None:
+        name = "base" if chosen is None else chosen.path.name
+        return name, ModelChoice(str(model), None, dtype or "float32"), chosen
+    name, choice = read_run(run)
+    if dtype is not None:
+        choice = ModelChoice(choice.path, choice.family, dtype)
+    return name, choice, chosen or choose_checkpoint(run, at)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
+    from flowgrain.errors import ConfigError
+
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise ConfigError(f"--size {text}: expected WIDTHxHEIGHT in pixels, for example 1024x768")
+    return int(match[1]), int(match[2])
+
+
+def _default_out(run: Path | None, checkpoint: "Checkpoint | None", config: "SampleConfig") -> Path:
+    """A folder for these weights and sampler options, in the run or beside the working folder's other samples."""
+    parts = [checkpoint.path.name if checkpoint else "base", f"steps{config.steps}", f"guidance{config.guidance:g}"]
+    if config.width is not None:
+        parts.append(f"{config.width}x{config.height}")
+    return (run or Path()) / "samples" / "-".join(parts)
+
+
+def _draw(plan: "SamplePlan", device: str) -> "SampleOutcome":
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from flowgrain.families.registry import load_family
+    from flowgrain.sample.session import draw
+
+    dtype = torch.bfloat16 if plan.model.dtype == "bfloat16" else torch.float32
+    family = load_family(plan.model.path, plan.model.family, dtype, _device(device))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(f"{plan.run}: drawing", total=None)
+        return draw(family, plan, lambda done, total: bars.update(task, completed=done, total=total))
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    from flowgrain.errors import ConfigError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise ConfigError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: not there; torch sees {torch.cuda.device_count()} CUDA devices")
+    return device

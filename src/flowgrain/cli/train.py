@@ -1,0 +1,78 @@
+"""``flowgrain train``: run a recipe, dry-run it, or go on with it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flowgrain.config import Layered
+    from flowgrain.train.recipe import Recipe
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with flowgrain.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the recipe's.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate, read the data, plan, print the arithmetic and stop.")
+    ] = False,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Check the configuration alone: no data, no weights.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print every setting with where it came from, and stop.")
+    ] = False,
+) -> None:
+    """Train an adapter.
+
+    Example:
+
+        flowgrain train tiny-flux-granularity data.path=dataset output=runs/fox budget.amount=2000
+
+    Run the same command with --resume to go on after an interruption. Ctrl-C finishes the running update, saves
+    and exits.
+    """
+    config, layered = _load(recipe, overrides or [])
+    if print_config:
+        _print_config(config, layered)
+    elif validate_only:
+        typer.echo(f"recipe '{config.name}' is valid")
+    elif dry_run:
+        from flowgrain.train.forecast import forecast
+
+        typer.echo(forecast(config))
+    else:
+        _run(config, resume)
+
+
+def _load(recipe: str, overrides: list[str]) -> "tuple[Recipe, Layered]":
+    from flowgrain.config import load_config
+    from flowgrain.train.recipe import Recipe, find_recipe
+
+    return load_config(Recipe, find_recipe(recipe), overrides)
+
+
+def _print_config(config: "Recipe", layered: "Layered") -> None:
+    from flowgrain.config import describe_origins
+
+    for key, value, origin in describe_origins(config, layered):
+        typer.echo(f"{key} = {value!r}    # {origin}")
+
+
+def _run(config: "Recipe", resume: bool) -> None:
+    from flowgrain.cli.progress import TrainingProgress
+    from flowgrain.train.loop import train as run_recipe
+
+    with TrainingProgress(config.name) as progress:
+        outcome = run_recipe(config, resume, progress)
+    done = outcome.progress
+    speed = done.slices / max(done.seconds, 1e-9)
+    typer.echo(
+        f"{config.name}: {done.updates} updates, {done.slices} slices in {done.seconds:.0f} s ({speed:.1f} slices/s)"
+        f" -> {config.output}"
+    )
+    if outcome.interrupted:
+        typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
+        raise typer.Exit(130)

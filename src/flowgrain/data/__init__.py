@@ -1,0 +1,1 @@
+"""From files to updates: pixels, captions, buckets, tuples, caches."""

@@ -1,0 +1,62 @@
+"""The seam of picture metrics: features of one arm in, a statistic of resampled rows out.
+
+A metric is one file: pure functions with their source, and a final :class:`Metric` that names it, says which way is
+better and how many pictures it needs. :mod:`flowgrain.evaluate.table` bootstraps any of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from flowgrain.errors import DataError
+
+Statistic = Callable[[Int[np.ndarray, " k"]], float]
+"""Rows of an arm's features, with repeats where a bootstrap drew a row twice -> the metric on these rows."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of one arm's pictures and of what they are held against."""
+
+    generated: Float[np.ndarray, "n d"]
+    own: Float[np.ndarray, "n d"] | None
+    """The reference of each generated picture's own prompt, row by row; None if prompts have none."""
+    pool: Float[np.ndarray, "m d"]
+    """The reference pictures as a distribution, each once. Held fixed while the generated rows are resampled."""
+
+
+class Metric(ABC):
+    """One number about an arm's pictures."""
+
+    title: str
+    """Name without the encoder, for example ``Frechet distance``."""
+    higher_is_better: bool
+    needs_own_reference: bool
+    small_sample: int | None
+    """Below this many pictures a result is flagged; None if any number is fair."""
+    small_sample_note: str
+
+    @abstractmethod
+    def statistic(self, features: FeatureSet) -> Statistic:
+        """Precompute what does not depend on the resample and return the function of rows."""
+
+
+def checked_features(features: Float[np.ndarray, "n d"], name: str, at_least: int) -> Float[np.ndarray, "n d"]:
+    """``features`` in float64. Raises :class:`DataError` for too few rows or non-finite values."""
+    if len(features) < at_least:
+        raise DataError(f"{name}: {len(features)} feature rows, this metric needs at least {at_least}: add pictures")
+    values = np.asarray(features, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise DataError(f"{name}: feature row {bad[0]} is not finite ({len(bad)} such rows): look at that picture")
+    return values
+
+
+def checked_pair(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], at_least: int
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
+    """Both feature sets through :func:`checked_features`."""
+    return checked_features(x, "generated", at_least), checked_features(y, "references", at_least)

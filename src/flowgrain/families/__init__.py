@@ -1,0 +1,1 @@
+"""Backbone families: the only code that knows a model's architecture."""

@@ -1,0 +1,165 @@
+"""The contract between the trainer and a backbone family.
+
+A family loads an ordinary diffusers model, turns pixels and captions into what the backbone wants, predicts, and
+gives back an ordinary diffusers pipeline. Latents travel unpacked, (b, c, h, w); packing, ids and guidance
+embeddings are the family's own business.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowgrain.flow.paths import Path
+from flowgrain.flow.time_laws import LinearShift
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model can be asked for."""
+
+    guidance: Literal["embedded", "classifier_free", "none"]
+    """``embedded``: guidance is an input of a distilled model (FLUX.1-dev)."""
+    pixel_multiple: int
+    """Image sides must be multiples of this many pixels."""
+    latent_channels: int
+    latent_scale: int
+    """Pixels per latent cell and side (8 for f8 autoencoders)."""
+    native_size: int = 1024
+    """Side in pixels of the square pictures that the model was made for."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and log-variance of the autoencoder's posterior, before the model's shift and scale."""
+
+    mean: Float[Tensor, "b c h w"]
+    logvar: Float[Tensor, "b c h w"]
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Everything the backbone reads of a caption, one row a caption, named as the family likes."""
+
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def stack(rows: list["TextEmbedding"]) -> "TextEmbedding":
+        """Concatenate rows along the batch axis."""
+        return TextEmbedding({name: torch.cat([row.tensors[name] for row in rows]) for name in rows[0].tensors})
+
+
+@dataclass(frozen=True)
+class SizeGeometry:
+    """Sizes in pixels, (height, width) rows: of the slice in its source, the crop's top-left, the bucket."""
+
+    original: Float[Tensor, "b 2"]
+    crop: Float[Tensor, "b 2"]
+    target: Float[Tensor, "b 2"]
+
+
+@dataclass(frozen=True)
+class ConditionInputs:
+    """What conditioning is made of: captions or their cached embeddings, guidance, geometry."""
+
+    captions: list[str] | None
+    embedding: TextEmbedding | None
+    guidance: float
+    geometry: SizeGeometry | None = None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Ready conditioning of a micro-batch, on the model's device."""
+
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The backbone's output, shaped as the latents, and the features of the taps asked for."""
+
+    prediction: Float[Tensor, "b c h w"]
+    taps: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Family(ABC):
+    """A loaded model of one architecture."""
+
+    name: str
+    capabilities: Capabilities
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: str, dtype: torch.dtype, device: torch.device) -> "Family":
+        """Load a diffusers folder or hub id, frozen and in eval mode; raises ModelError naming what is wrong."""
+
+    @abstractmethod
+    def components(self) -> dict[str, nn.Module]:
+        """Named modules that an adapter may be injected in."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of autoencoder and text-encoder weights and dtype: part of every cache key."""
+
+    @abstractmethod
+    def encode_pixels(self, pixels: Float[Tensor, "b 3 h w"]) -> Posterior:
+        """Posterior of images in [-1, 1], without gradient."""
+
+    @abstractmethod
+    def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Sample the posterior with the given noise, then shift and scale: the model's x0."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Images in [-1, 1] of latents in the model's scale, without gradient."""
+
+    @abstractmethod
+    def tokens(self, height: int, width: int) -> int:
+        """Number of image tokens at a pixel size."""
+
+    @abstractmethod
+    def embed_text(self, captions: list[str]) -> TextEmbedding:
+        """Embeddings of captions, without gradient."""
+
+    @abstractmethod
+    def condition(self, inputs: ConditionInputs) -> Conditioning:
+        """Conditioning of a micro-batch."""
+
+    @abstractmethod
+    def predict(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        times: Float[Tensor, "b g"],
+        conditioning: Conditioning,
+        taps: tuple[str, ...] = (),
+    ) -> Prediction:
+        """Run the backbone at noise levels ``times`` (t = 1 is noise)."""
+
+    @abstractmethod
+    def adapter_targets(self, component: str) -> list[str]:
+        """Default target modules of an adapter in ``component``, as peft suffix names."""
+
+    @abstractmethod
+    def default_path(self) -> Path:
+        """The probability path that the model was trained on."""
+
+    @abstractmethod
+    def default_shift(self) -> LinearShift | None:
+        """The resolution shift of the model's own scheduler, None where it has none."""
+
+    @abstractmethod
+    def pipeline(self, adapter: FilePath | None = None) -> Any:
+        """The ordinary diffusers pipeline over these weights, with an adapter folder loaded into it."""
+
+    @abstractmethod
+    def pipeline_options(self) -> dict[str, Any]:
+        """Call options that the pipeline needs for this model (for example ``max_sequence_length``)."""
+
+    def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Tensor:
+        """Initial noise as the pipeline's ``latents`` argument wants it; unchanged unless the family packs it."""
+        return noise

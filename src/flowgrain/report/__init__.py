@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: blocks and sections, figures, and the comparison of arms."""

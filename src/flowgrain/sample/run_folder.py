@@ -1,0 +1,86 @@
+"""What sampling reads of a run folder: its model and its complete checkpoints."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowgrain.adapters.base import WEIGHTS_NAME
+from flowgrain.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which weights to load, and how."""
+
+    path: str
+    family: str | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    path: Path
+    update: int
+    budget_fraction: float | None
+    """The multiple of N1 that it marks, None for one that only serves resuming."""
+
+    @property
+    def adapter(self) -> Path:
+        """The folder that diffusers loads."""
+        return self.path / "adapter"
+
+
+def read_run(run: Path) -> tuple[str, ModelChoice]:
+    """A run's name and model from its ``recipe.yaml``; raises CheckpointError when this is no run folder."""
+    path = run / "recipe.yaml"
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = values["model"]
+        return str(values["name"]), ModelChoice(str(model["path"]), model["family"], str(model["dtype"]))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run}: no recipe.yaml here; give a folder written by 'flowgrain train'") from None
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: damaged ({reason}); restore it or use --model and --checkpoint") from None
+
+
+def list_checkpoints(run: Path) -> list[Checkpoint]:
+    """Complete checkpoints, oldest first."""
+    folders = [marker.parent for marker in (run / "checkpoints").glob("update-*/COMPLETE")]
+    return sorted((open_checkpoint(folder) for folder in folders), key=lambda checkpoint: checkpoint.update)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """One checkpoint folder; raises CheckpointError when it is not there, unfinished or damaged."""
+    if not (folder / "COMPLETE").exists():
+        what = "unfinished checkpoint" if folder.is_dir() else "no such checkpoint folder"
+        raise CheckpointError(f"{folder}: {what}; choose one with a COMPLETE file")
+    if not (folder / "adapter" / WEIGHTS_NAME).exists():
+        raise CheckpointError(f"{folder}: adapter/{WEIGHTS_NAME} is missing; choose another checkpoint")
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return Checkpoint(folder, int(state["update"]), state["budget_fraction"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint state ({error}); choose another checkpoint") from None
+
+
+def choose_checkpoint(run: Path, at: float | None) -> Checkpoint:
+    """The last complete checkpoint, or the one at budget fraction ``at``; CheckpointError lists what there is."""
+    checkpoints = list_checkpoints(run)
+    if not checkpoints:
+        raise CheckpointError(f"{run}: no complete checkpoint yet; train first or wait for the first one")
+    if at is None:
+        return checkpoints[-1]
+    marked = [checkpoint for checkpoint in checkpoints if checkpoint.budget_fraction is not None]
+    for checkpoint in marked:
+        if math.isclose(checkpoint.budget_fraction or 0.0, at, rel_tol=1e-9):
+            return checkpoint
+    there = ", ".join(f"{checkpoint.budget_fraction:g}" for checkpoint in marked) or "none"
+    raise CheckpointError(f"{run}: no checkpoint at budget fraction {at:g}; there are: {there}")

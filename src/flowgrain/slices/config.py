@@ -1,0 +1,209 @@
+"""Configuration of a decomposition: levels from coarse to fine, bucket sizes, thresholds."""
+
+import hashlib
+import json
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from flowgrain.config import Config
+from flowgrain.data.buckets import Bucket, bucket_list
+from flowgrain.data.captions import check_template
+from flowgrain.errors import ConfigError
+from flowgrain.granularity import Granularity, granularity_index
+from flowgrain.slices.detectors.boxes import BoxesConfig
+from flowgrain.slices.detectors.grid import GridConfig
+from flowgrain.slices.detectors.saliency import SaliencyConfig
+
+CODE_VERSION = 1
+"""Raised by hand when the same configuration would cut other slices, so that re-runs do not mix both."""
+
+
+class BucketRule(Config):
+    """Bucket sizes made the way of kohya's sd-scripts, limited in aspect."""
+
+    resolution: int = Field(default=1024, ge=16, le=8192, description="side of the square bucket, pixels")
+    step: int = Field(default=64, ge=1, description="every side is a multiple of this, pixels")
+    min_side: int | None = Field(default=None, ge=16, description="shortest side, pixels; null: half the resolution")
+    max_side: int | None = Field(default=None, ge=16, description="longest side, pixels; null: twice the resolution")
+    max_aspect: float = Field(default=2.0, ge=1, description="greatest ratio of the longer to the shorter side")
+
+    @model_validator(mode="after")
+    def _some(self) -> "BucketRule":
+        try:
+            self.sizes()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def sizes(self) -> tuple[Bucket, ...]:
+        """Sorted (width, height) sizes, the square among them."""
+        sizes = bucket_list(self.resolution, self.step, self.min_side, self.max_side)
+        return tuple((w, h) for w, h in sizes if max(w, h) <= self.max_aspect * min(w, h))
+
+
+def _check_sizes(sizes: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+    if not sizes:
+        raise ValueError("give at least one [width, height]")
+    small = next((size for size in sizes if min(size) < 16), None)
+    if small:
+        raise ValueError(f"bucket {small[0]}x{small[1]} has a side below 16 pixels")
+    return tuple(sorted(set(sizes)))
+
+
+def _spelled_out(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Targets = Annotated[
+    Annotated[tuple[Bucket, ...], Tag("sizes")] | Annotated[BucketRule, Tag("rule")],
+    Discriminator(lambda value: "sizes" if isinstance(value, list | tuple) else "rule"),
+]
+DetectorConfig = Annotated[
+    Annotated[BoxesConfig | SaliencyConfig | GridConfig, Field(discriminator="kind")], BeforeValidator(_spelled_out)
+]
+
+
+class LevelConfig(Config):
+    """One level of the decomposition."""
+
+    granularity: Granularity = Field(description="decides the modulation of noise levels and weights in training")
+    detector: DetectorConfig | None = Field(
+        default=None, description="finds the level's boxes: boxes, saliency or grid; none for the whole image"
+    )
+    max_instances: int = Field(default=1, ge=1, description="boxes kept per root, best score first")
+    min_score: float = Field(default=0.0, ge=0, le=1, description="detections below this are dropped")
+    expand: float = Field(default=1.0, gt=0, le=10, description="factor that enlarges a box about its centre")
+    square: bool = Field(default=False, description="make boxes squares of the longer side, before clipping")
+    targets: Targets | None = Field(default=None, description="bucket sizes of this level; null: those of the data set")
+    max_upscale: float = Field(default=2.0, ge=1, description="a box that needs a greater enlargement is discarded")
+    max_downscale: float = Field(
+        default=1.1, ge=1, description="boxes up to this factor too large are cropped at native scale and not shrunk"
+    )
+    min_side: int = Field(default=32, ge=1, description="shortest side of a box, source pixels")
+    caption: str = Field(default="{caption}", description="template of {caption} (the root's), {trigger}, {label}")
+
+    @field_validator("targets")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        return _check_sizes(value) if isinstance(value, tuple) else value
+
+    @field_validator("caption")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        return check_template(value)
+
+
+def _default_levels() -> dict[str, LevelConfig]:
+    return {
+        "macro": LevelConfig(granularity="macro"),
+        "meso": LevelConfig(granularity="meso", detector=SaliencyConfig(fraction=0.6), caption="close-up of {caption}"),
+        "micro": LevelConfig(
+            granularity="micro",
+            detector=SaliencyConfig(fraction=0.35),
+            max_upscale=3.0,
+            caption="extreme close-up of {caption}",
+        ),
+    }
+
+
+class DecomposeConfig(Config):
+    """How images become slices (Semantic Granularity Alignment, Algorithm 1)."""
+
+    mode: Literal["whole_image", "pre_split"] = Field(
+        default="whole_image", description="the coarsest level is the image, or every box that its detector finds"
+    )
+    no_region: Literal["whole_image", "skip"] = Field(
+        default="whole_image", description="pre-split mode: what an image without a coarsest box becomes"
+    )
+    levels: dict[str, LevelConfig] = Field(
+        default_factory=_default_levels, description="levels by name, coarsest first; null removes one"
+    )
+    targets: Targets = Field(default=BucketRule(), description="bucket sizes: a list of [width, height], or a rule")
+    iou_threshold: float = Field(
+        default=0.7, ge=0, le=1, description="a coarser box is suppressed above this IoU with a finer one; 1 = never"
+    )
+    pair_iou_thresholds: dict[str, float] = Field(
+        default_factory=dict, description="thresholds of single pairs, for example meso/micro: 0.6"
+    )
+    suppress_coarsest: bool = Field(default=False, description="let finer boxes suppress the coarsest slice too")
+    dedupe_against_macro: Literal["off", "finer"] = Field(
+        default="off", description="finer: drop a finer box whose IoU with its region is above iou_threshold"
+    )
+    lanczos_max: float = Field(default=1.25, ge=1, description="greatest enlargement by interpolation")
+    trigger: str = Field(
+        default="", description="word appended to captions where neither they nor the template have it"
+    )
+    background: tuple[int, int, int] = Field(default=(255, 255, 255), description="colour under transparency, 0 to 255")
+    image_format: Literal["png", "webp", "jpg"] = Field(
+        default="png", description="png and webp are lossless, jpg is not"
+    )
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _present(cls, value: Any) -> Any:
+        return {name: level for name, level in value.items() if level is not None} if isinstance(value, dict) else value
+
+    @field_validator("levels")
+    @classmethod
+    def _ordered(cls, value: dict[str, LevelConfig]) -> dict[str, LevelConfig]:
+        if not value:
+            raise ValueError("at least one level is needed")
+        for name in value:
+            if not name.replace("-", "").replace("_", "").isalpha():
+                raise ValueError(f"level name '{name}': only letters, '-' and '_' (it becomes part of file names)")
+        for (coarse, a), (fine, b) in pairwise(value.items()):
+            if granularity_index(a.granularity) > granularity_index(b.granularity):
+                found = f"'{fine}' ({b.granularity}) comes after '{coarse}' ({a.granularity})"
+                raise ValueError(f"levels go from coarse to fine, but {found}")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        return _check_sizes(value) if isinstance(value, tuple) else value
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= channel <= 255 for channel in value):
+            raise ValueError(f"background {list(value)}: three numbers from 0 to 255")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DecomposeConfig":
+        names = list(self.levels)
+        first = self.levels[names[0]]
+        if self.mode == "pre_split" and first.detector is None:
+            raise ValueError(f"mode pre_split needs levels.{names[0]}.detector, which finds the regions")
+        if self.mode == "whole_image" and first.detector is not None:
+            raise ValueError(
+                f"levels.{names[0]}.detector is not read in mode whole_image; remove it or set mode pre_split"
+            )
+        missing = next((name for name in names[1:] if self.levels[name].detector is None), None)
+        if missing:
+            raise ValueError(f"levels.{missing}.detector: missing; only the coarsest level may go without")
+        if self.mode == "whole_image" and self.no_region == "skip":
+            raise ValueError("no_region is read in mode pre_split alone")
+        pairs = {f"{a}/{b}" for i, a in enumerate(names) for b in names[i + 1 :]}
+        for pair, threshold in self.pair_iou_thresholds.items():
+            if pair not in pairs:
+                raise ValueError(f"pair_iou_thresholds: no pair '{pair}'; pairs are {', '.join(sorted(pairs))}")
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"pair_iou_thresholds.{pair}: {threshold:g} is not between 0 and 1")
+        return self
+
+    def sizes(self, level: str) -> tuple[Bucket, ...]:
+        """Bucket sizes of a level, its own or the data set's."""
+        targets = self.levels[level].targets or self.targets
+        return targets.sizes() if isinstance(targets, BucketRule) else targets
+
+    def threshold(self, coarse: str, fine: str) -> float:
+        """IoU above which ``fine`` suppresses ``coarse`` (theta of the paper)."""
+        return self.pair_iou_thresholds.get(f"{coarse}/{fine}", self.iou_threshold)
+
+    def digest(self) -> str:
+        """Hash of everything that decides the slices of an image."""
+        canonical = json.dumps([CODE_VERSION, self.model_dump(mode="json")], sort_keys=False)
+        return hashlib.sha1(canonical.encode()).hexdigest()

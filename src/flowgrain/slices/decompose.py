@@ -1,0 +1,189 @@
+"""Hierarchical semantic decomposition of a folder: images in, a data set of slices out (Algorithm 1).
+
+One decoded image is in memory at a time. Everything is a function of the source bytes, the files beside them and
+the configuration; a second run over the same folder does nothing, one after a crash goes on.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from flowgrain.data.images import list_images, open_image, sha1_of
+from flowgrain.data.records import SliceRecord
+from flowgrain.errors import DataError
+from flowgrain.slices.config import DecomposeConfig
+from flowgrain.slices.contact_sheet import update_contact_sheet
+from flowgrain.slices.cutting import Cuts, Cutter, RejectRecord, render, root_name
+from flowgrain.slices.store import Part, Store
+
+UNREADABLE = "unreadable"
+DUPLICATE_ROOT = "duplicate_root"
+
+OnImage = Callable[[str, int, int], None]
+"""Called after each image with its name, how many are done and how many there are."""
+
+
+@dataclass
+class Summary:
+    """Counts of a decomposition."""
+
+    levels: tuple[str, ...]
+    images: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    slices_by_level: Counter[str] = field(default_factory=Counter)
+    levels_per_root: Counter[int] = field(default_factory=Counter)
+    """Number of roots by K, the number of their levels."""
+    buckets: Counter[tuple[int, int]] = field(default_factory=Counter)
+    rejects: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Boxes and images that became no slice, by (level or '', code)."""
+    caption_sources: Counter[str] = field(default_factory=Counter)
+    fingerprint: str = ""
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return self.slices_by_level.total()
+
+    def counts(self) -> dict[str, object]:
+        """What ``dataset.json`` says about the data set; the same for a first run and a repeated one."""
+        return {
+            "images": self.images,
+            "roots": self.levels_per_root.total(),
+            "slices": self.slices,
+            "slices_by_level": {level: self.slices_by_level[level] for level in self.levels},
+            "rejects": self.rejects.total(),
+        }
+
+    def add(self, records: tuple[SliceRecord, ...], rejects: tuple[RejectRecord, ...]) -> None:
+        """Count what one image gave."""
+        self.images += 1
+        roots: dict[str, set[str]] = {}
+        for record in records:
+            self.slices_by_level[record.level] += 1
+            self.buckets[record.width, record.height] += 1
+            self.caption_sources[record.caption_source] += 1
+            roots.setdefault(record.root, set()).add(record.level)
+        self.levels_per_root.update(len(levels) for levels in roots.values())
+        self.rejects.update((reject.level or "", reject.code) for reject in rejects)
+
+
+def decompose(source: Path, out: Path, config: DecomposeConfig, on_image: OnImage | None = None) -> Summary:
+    """Cut every image of ``source`` and write the data set ``out``.
+
+    An image that cannot be read is listed in the rejects and the run goes on. Raises :class:`DataError` where no
+    image can be read or none gives a slice, where files beside the images are malformed, and where ``out`` lies in
+    ``source`` or holds something else.
+    """
+    work = _Work(source, config)
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise DataError(f"{out}: lies in the source folder, its slices would be taken for images; put it elsewhere")
+    store = Store(out)
+    summary = Summary(tuple(config.levels))
+    summary.removed = store.keep_only(work.names)
+    parts: list[Part] = []
+    for index, item in enumerate(work.items()):
+        part = store.part(item.name)
+        unchanged = part is not None and store.is_complete(part, item.key)
+        if part is None or not unchanged:
+            cuts, image = work.cut(item)
+            slices = ((record, render(image, record, work.cutter.upscaler)) for record in cuts.records if image)
+            part = store.write(item.name, item.key, slices, cuts.rejects)
+        store.claim(part)
+        parts.append(part)
+        summary.add(part.records, part.rejects)
+        summary.unchanged += unchanged
+        if on_image:
+            on_image(item.name, index + 1, len(work.names))
+    about = {"source": source.resolve().name, "counts": summary.counts(), "config_hash": config.digest()}
+    summary.fingerprint = store.finish(parts, {**about, "config": config.model_dump(mode="json")})
+    _require_slices(summary, [reject for part in parts for reject in part.rejects])
+    update_contact_sheet(out, [record for part in parts for record in part.records])
+    return summary
+
+
+def survey(source: Path, config: DecomposeConfig, on_image: OnImage | None = None) -> Summary:
+    """The counts that :func:`decompose` would give, without writing anything. Raises the same errors."""
+    work = _Work(source, config)
+    summary = Summary(tuple(config.levels))
+    rejects: list[RejectRecord] = []
+    for index, item in enumerate(work.items()):
+        cuts, _ = work.cut(item)
+        summary.add(cuts.records, cuts.rejects)
+        rejects += cuts.rejects
+        if on_image:
+            on_image(item.name, index + 1, len(work.names))
+    _require_slices(summary, rejects)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Item:
+    name: str
+    sha1: str
+    fault: str
+    """Why the image cannot be used, known before it is decoded; empty if nothing is."""
+    code: str
+    key: str
+
+
+class _Work:
+    """The source images in order, and how each is cut."""
+
+    def __init__(self, source: Path, config: DecomposeConfig):
+        self._source = source
+        self._config = config
+        self.names = [path.relative_to(source).as_posix() for path in list_images(source)]
+        self.cutter = Cutter(config, source)
+        # read before any work is done, so that a malformed caption stops the run at its start
+        self._beside = {name: self.cutter.inputs(name) for name in self.names}
+
+    def items(self) -> Iterator[_Item]:
+        """Images by path, with a key that changes with anything that decides their slices."""
+        seen: dict[str, str] = {}
+        digest = self._config.digest()
+        for name in self.names:
+            sha1, fault, code = "", "", ""
+            try:
+                sha1 = sha1_of(self._source / name)
+            except DataError as error:
+                fault, code = self._without_path(name, error), UNREADABLE
+            root = root_name(name, sha1)
+            if sha1 and root in seen:
+                fault, code = f"same stem and bytes as {seen[root]}", DUPLICATE_ROOT
+            seen.setdefault(root, name)
+            key = hashlib.sha1(repr((digest, self._beside[name], sha1, code)).encode()).hexdigest()
+            yield _Item(name, sha1, fault, code, key)
+
+    def cut(self, item: _Item) -> tuple[Cuts, Image.Image | None]:
+        """The slices of an image and its pixels; a reject and None where it cannot be used."""
+        fault, code = item.fault, item.code
+        if not fault:
+            try:
+                image = open_image(self._source / item.name, self._config.background)
+            except DataError as error:
+                fault, code = self._without_path(item.name, error), UNREADABLE
+            else:
+                return self.cutter.cut(image, item.name, item.sha1), image
+        return Cuts((), (RejectRecord(image=item.name, code=code, reason=fault),)), None
+
+    def _without_path(self, name: str, error: DataError) -> str:
+        return str(error).removeprefix(f"{self._source / name}: ")
+
+
+def _require_slices(summary: Summary, rejects: list[RejectRecord]) -> None:
+    if summary.slices:
+        return
+    unreadable = [reject for reject in rejects if reject.code == UNREADABLE]
+    if len(unreadable) == summary.images:
+        first = unreadable[0]
+        raise DataError(f"none of the {summary.images} images can be read; {first.image}: {first.reason}")
+    first = next(reject for reject in rejects if reject.code != UNREADABLE)
+    raise DataError(
+        f"none of the {summary.images} images gives a slice; {first.image}: {first.reason}. "
+        "Choose a preset or targets of a smaller resolution, or raise max_upscale and lanczos_max"
+    )

@@ -1,0 +1,76 @@
+"""The dry run: from images to slices to updates, before anything is computed."""
+
+from collections import Counter
+
+from flowgrain.data.cache import forecast_bytes
+from flowgrain.data.dataset import SliceDataset, open_dataset
+from flowgrain.data.records import Update
+from flowgrain.data.tuples import plan_epoch
+from flowgrain.families.registry import read_capabilities
+from flowgrain.train.recipe import Recipe
+from flowgrain.train.setup import choose_device, choose_precision
+
+
+def forecast(recipe: Recipe) -> str:
+    """What a run of ``recipe`` would do, as text: reads the data and the model's configuration, no weights.
+
+    Raises the same errors as the run for data and configuration that cannot be used.
+    """
+    device = choose_device(recipe.device)
+    capabilities = read_capabilities(recipe.model.path)
+    dataset = open_dataset(recipe.data, capabilities.pixel_multiple)
+    plan = plan_epoch(dataset.table, recipe.tuples, recipe.seed, epoch=0)
+    return "\n".join(
+        [
+            f"recipe {recipe.name}: {recipe.adapter.kind} rank {recipe.adapter.rank} on {recipe.model.path}, "
+            f"{choose_precision(recipe.precision, device)} on {device}",
+            *_data_lines(dataset),
+            *_plan_lines(recipe, plan),
+            _budget_line(recipe, plan),
+            f"cache: {forecast_bytes(dataset, capabilities) / 2**20:.1f} MiB of latents "
+            f"({len(dataset.slices)} slices x {len(dataset.flips)} mirror states)",
+            f"output: {recipe.output}",
+        ]
+    )
+
+
+def _data_lines(dataset: SliceDataset) -> list[str]:
+    levels = Counter(s.level for s in dataset.slices)
+    tuples = Counter(Counter(s.root for s in dataset.slices).values())
+    buckets = Counter(s.bucket for s in dataset.slices)
+    lines = [
+        f"data: {len({s.root for s in dataset.slices})} roots, {len(dataset.slices)} slices ("
+        + ", ".join(f"{count} {level}" for level, count in levels.items())
+        + ")",
+        "slices per root: " + ", ".join(f"{count} roots of {size}" for size, count in sorted(tuples.items())),
+        "buckets: " + ", ".join(f"{w}x{h}: {count}" for (w, h), count in sorted(buckets.items())),
+    ]
+    if dataset.missing_captions:
+        lines.append(f"captions: missing for {dataset.missing_captions} of {len(dataset.slices)} slices")
+    return lines + [f"left out: {path}: {reason}" for path, reason in dataset.problems]
+
+
+def _plan_lines(recipe: Recipe, plan: list[Update]) -> list[str]:
+    units = "roots" if recipe.tuples.grouping == "root" else "slices"
+    micro = sum(len(update.micro_batches) for update in plan)
+    slices = sum(update.slices for update in plan)
+    last = plan[-1].roots if recipe.tuples.grouping == "root" else plan[-1].slices
+    smallest = min(update.slices for update in plan)
+    return [
+        f"epoch: {len(plan)} updates of {recipe.tuples.batch_size} {units}, {slices} slices in {micro} micro-batches "
+        f"({slices / micro:.1f} slices each); last update: {last} {units}, smallest: {smallest} slices",
+    ]
+
+
+def _budget_line(recipe: Recipe, plan: list[Update]) -> str:
+    budget = recipe.budget
+    total = budget.amount * budget.checkpoints[-1]
+    slices = sum(update.slices for update in plan)
+    if budget.unit == "seconds":
+        return f"budget: {total:g} seconds, checkpoints at " + ", ".join(f"{m:g} N1" for m in budget.checkpoints)
+    per_epoch = len(plan) if budget.unit == "updates" else slices
+    epochs = total / per_epoch
+    return (
+        f"budget: {total:g} {budget.unit} = {epochs:.1f} epochs = about {epochs * len(plan):.0f} updates and "
+        f"{epochs * slices:.0f} slices, checkpoints at " + ", ".join(f"{m:g} N1" for m in budget.checkpoints)
+    )

@@ -1,0 +1,198 @@
+"""A recipe: one choice for each factor of the objective, and the budget to spend on it.
+
+Defaults are the paper's Table 3 (Semantic Granularity Alignment, FLUX): AdamW, lr 1e-4, batch 8, training
+guidance 1.0, gradient clipping 1.0. A baseline and the full method differ only in ``data``, ``tuples`` and ``time``.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from flowgrain.adapters.base import AdapterConfig
+from flowgrain.config import Config
+from flowgrain.data.dataset import DataConfig
+from flowgrain.data.tuples import TupleConfig
+from flowgrain.errors import ConfigError
+from flowgrain.flow.time_laws import LinearShift, LogitNormal
+from flowgrain.granularity import GRANULARITIES, Granularity
+
+
+class ModelConfig(Config):
+    """Which weights are fine-tuned."""
+
+    path: str = Field("tiny-flux", description="diffusers folder, hub id or the embedded 'tiny-flux'")
+    family: str | None = Field(None, description="backbone family; None reads it from model_index.json")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights")
+    guidance: float = Field(1.0, ge=0, description="guidance input in training; 1.0 for guidance-distilled models")
+
+
+class ShiftConfig(Config):
+    """A resolution shift of one's own: the line through (base_tokens, base_shift) and (max_tokens, max_shift)."""
+
+    base_tokens: int = Field(256, gt=0)
+    max_tokens: int = Field(4096, gt=0)
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    @model_validator(mode="after")
+    def _two_points(self) -> "ShiftConfig":
+        if self.base_tokens == self.max_tokens:
+            raise ValueError(f"base_tokens and max_tokens must differ, both are {self.base_tokens}")
+        return self
+
+
+class TimeConfig(Config):
+    """The law of noise levels: conditional logit-normal with resolution shift (Eqs. 29-31)."""
+
+    mean: float = Field(0.0, description="mean of logit t before the shifts")
+    std: float = Field(1.0, gt=0, description="standard deviation of logit t (the paper's s)")
+    granularity_shift: dict[Granularity, float] = Field(
+        default_factory=dict, description="Delta(xi) of Eq. 29, positive = noisier; granularities left out get 0"
+    )
+    resolution_shift: Literal["model", "none"] | ShiftConfig = Field(
+        "model", description="mu(tokens) of Eq. 31: the model's own line, none, or a line of one's own"
+    )
+
+    def law(self, model_shift: LinearShift | None) -> LogitNormal:
+        """The time law, with ``model_shift`` where the recipe asks for the model's own."""
+        shift: LinearShift | None = None
+        if isinstance(self.resolution_shift, ShiftConfig):
+            shift = LinearShift(**self.resolution_shift.model_dump())
+        elif self.resolution_shift == "model":
+            shift = model_shift
+        delta = tuple(self.granularity_shift.get(granularity, 0.0) for granularity in GRANULARITIES)
+        return LogitNormal(mean=self.mean, std=self.std, delta=delta, shift=shift)
+
+
+class OptimizerConfig(Config):
+    """The optimizer of the adapter's parameters."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _unit_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), got {betas}")
+        return betas
+
+
+class ScheduleConfig(Config):
+    """Learning-rate factor: linear warm-up in updates, then decay over the budget."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
+    final: float = Field(0.0, ge=0, le=1, description="factor at the end of the budget (linear and cosine)")
+
+    @model_validator(mode="after")
+    def _read(self) -> "ScheduleConfig":
+        if self.kind == "constant" and self.final != 0.0:
+            raise ValueError("schedule.final is not read by a constant schedule: remove it or choose linear or cosine")
+        return self
+
+
+class BudgetConfig(Config):
+    """N1 and the multiples of it at which checkpoints are kept; training ends at the largest multiple."""
+
+    amount: float = Field(gt=0, description="N1 in units")
+    unit: Literal["updates", "slices", "seconds"] = "updates"
+    checkpoints: tuple[float, ...] = Field((1.0, 1.5), min_length=1, description="multiples of N1")
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _increasing(cls, checkpoints: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value <= 0 for value in checkpoints) or list(checkpoints) != sorted(set(checkpoints)):
+            raise ValueError(f"checkpoints must be positive and increasing, got {list(checkpoints)}")
+        return checkpoints
+
+
+class EmaConfig(Config):
+    """Exponential moving average of the adapter; where it is set, it is what is saved for sampling."""
+
+    decay: float = Field(0.99, gt=0, lt=1)
+
+
+class ValidationConfig(Config):
+    """Fixed-noise loss on held-out roots: the same noise and noise levels for every arm and checkpoint."""
+
+    path: Path = Field(description="decomposed data set or folder of held-out images")
+    max_roots: int | None = Field(None, gt=0)
+    batch_size: int = Field(32, gt=0, description="slices per forward pass")
+
+
+class Recipe(Config):
+    """Everything that decides a training run."""
+
+    name: str = Field(min_length=1, description="name of the arm in logs and reports")
+    output: Path = Field(description="run folder, created by the run; runs/NAME where it is left out")
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig
+    tuples: TupleConfig = Field(default_factory=TupleConfig)
+    time: TimeConfig = Field(default_factory=TimeConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    ema: EmaConfig | None = None
+    clip: float | None = Field(1.0, gt=0, description="gradient norm limit, None for none")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="autocast of the forward pass; auto = bf16 where the device computes it natively"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    budget: BudgetConfig
+    save_every: int | None = Field(None, gt=0, description="extra checkpoints every so many updates, for resuming")
+    validation: ValidationConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "output" not in values and isinstance(values.get("name"), str):
+            return {**values, "output": f"runs/{values['name']}"}
+        return values
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> "Recipe":
+        """A key that this recipe would not read is an error, not a surprise (DESIGN section 6)."""
+        if (
+            self.tuples.grouping == "slice"
+            and self.tuples.reduction in ("root", "level")
+            and ("reduction" in self.tuples.model_fields_set)
+        ):
+            raise ValueError(
+                f"tuples.reduction '{self.tuples.reduction}' is not read with tuples.grouping 'slice': "
+                "remove it or use grouping 'root'"
+            )
+        if self.data.levels == ("macro",) and set(self.time.granularity_shift) - {"macro"}:
+            raise ValueError("time.granularity_shift of meso or micro is not read where data.levels is [macro]")
+        return self
+
+    def identity(self) -> str:
+        """A hash of all that changes what is computed: a checkpoint resumes only under the same identity."""
+        values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device"})
+        del values["data"]["path"]
+        if values["validation"] is not None:
+            del values["validation"]["path"]
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def find_recipe(name: str) -> Path:
+    """The recipe file ``name``: a path, or the name of a packaged recipe; raises ConfigError with the nearest name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    packaged = Path(__file__).parent.parent / "recipes"
+    known = sorted(file.stem for file in packaged.glob("*.yaml"))
+    if name in known:
+        return packaged / f"{name}.yaml"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"packaged recipes: {', '.join(known)}"
+    raise ConfigError(f"no recipe '{name}'; {hint} A file of your own must end in .yaml")

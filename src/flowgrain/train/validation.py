@@ -1,0 +1,94 @@
+"""Fixed-noise validation: the flow loss at t = .05, .15, ... .95 on held-out roots and their slices.
+
+Noise and posterior samples depend on the slice and the noise level alone, never on the run's seed, so every arm,
+seed and checkpoint is measured on the same points and differences are paired.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from flowgrain import rng
+from flowgrain.data.cache import PosteriorSource
+from flowgrain.data.dataset import SliceDataset
+from flowgrain.families.base import Family
+from flowgrain.flow.paths import Path, grouped_mse
+from flowgrain.granularity import GRANULARITIES
+from flowgrain.train.batches import BatchBuilder
+
+NOISE_LEVELS = tuple(round(0.05 + 0.1 * k, 2) for k in range(10))
+_SEED = "validation"
+
+
+class Validator:
+    """Measures a family (with whatever adapter is in it) on one held-out data set."""
+
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        family: Family,
+        posteriors: PosteriorSource,
+        builder: BatchBuilder,
+        path: Path,
+        batch_size: int,
+        device: torch.device,
+    ):
+        self._dataset = dataset
+        self._family = family
+        self._posteriors = posteriors
+        self._builder = builder
+        self._path = path
+        self._batch_size = batch_size
+        self._device = device
+
+    @torch.no_grad()
+    def measure(self, autocast: Callable[[], torch.autocast]) -> dict[str, Any]:
+        """Mean loss, by level and noise level, and by root; unweighted squared error of the flow target."""
+        losses = torch.zeros(len(self._dataset.slices), len(NOISE_LEVELS), dtype=torch.float64)
+        for indices in self._groups():
+            x0 = torch.cat([self._clean(i) for i in indices])
+            inputs = self._builder.inputs(indices, [self._dataset.slices[i].caption for i in indices])
+            conditioning = self._family.condition(inputs)
+            for k, t in enumerate(NOISE_LEVELS):
+                noise = torch.stack([self._noise(i, k, tuple(x0.shape[1:])) for i in indices]).to(self._device)
+                sample = self._path(x0, noise, torch.full((len(indices),), t, device=self._device, dtype=torch.float64))
+                with autocast():
+                    output = self._family.predict(sample.x_t, sample.times, conditioning)
+                losses[indices, k] = grouped_mse(output.prediction, sample).double().cpu()
+        return self._summary(losses)
+
+    def _groups(self) -> list[list[int]]:
+        by_bucket: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, item in enumerate(self._dataset.slices):
+            by_bucket[item.bucket].append(index)
+        size = self._batch_size
+        return [group[i : i + size] for group in by_bucket.values() for i in range(0, len(group), size)]
+
+    def _clean(self, index: int) -> torch.Tensor:
+        posterior = self._posteriors.get(index, False)
+        noise = rng.normal(tuple(posterior.mean.shape[1:]), _SEED, self._dataset.slices[index].slice_id, "posterior")
+        return self._family.latents(posterior, noise[None]).float().to(self._device)
+
+    def _noise(self, index: int, level: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return rng.normal(shape, _SEED, self._dataset.slices[index].slice_id, level, "noise")
+
+    def _summary(self, losses: torch.Tensor) -> dict[str, Any]:
+        slices = self._dataset.slices
+        by_level, per_root = {}, {}
+        for index, name in enumerate(GRANULARITIES):
+            rows = [i for i, item in enumerate(slices) if item.granularity == index]
+            if not rows:
+                continue
+            by_level[name] = losses[rows].mean(dim=0).tolist()
+            roots: dict[str, list[float]] = defaultdict(list)
+            for i in rows:
+                roots[slices[i].root].append(losses[i].mean().item())
+            per_root[name] = {root: sum(values) / len(values) for root, values in roots.items()}
+        return {
+            "t": list(NOISE_LEVELS),
+            "loss": losses.mean().item(),
+            "by_level": by_level,
+            "per_root_by_level": per_root,
+        }
