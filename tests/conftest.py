@@ -1,20 +1,17 @@
 """Everything runs offline, on small models, deterministically."""
 
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-
-from hypothesis import HealthCheck, settings
-
-# a first call under the type checker can be slow: deadlines would make the suite flaky, not better
-settings.register_profile("flowgrain", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-settings.load_profile("flowgrain")
-
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# a first call under the type checker can be slow: deadlines would make the suite flaky, not better
+settings.register_profile("flowgrain", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("flowgrain")
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_survey_counts_what_decompose_does(source, tmp_path):
 def test_errors_of_users(source, tmp_path):
     for path in source.rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"none of the 3 images can be read; fox\.png: not an image"):
+    with pytest.raises(DataError, match=r"none of its 3 images can be read; fox\.png: not an image"):
         decompose(source, tmp_path / "out", config())
     with pytest.raises(DataError, match="lies in the source folder"):
         decompose(source, source / "out", config())
@@ -228,6 +228,6 @@ def test_errors_of_users(source, tmp_path):
 def test_images_too_small_for_the_targets(source, tmp_path):
     flux = load_config(DecomposeConfig, preset_path("flux-1024"), [])[0]
     with pytest.raises(
-        DataError, match=r"none of the 3 images gives a slice; .*needs x.*max_upscale 2.*Choose a preset"
+        DataError, match=r"none of its 3 images gives a slice; .*needs x.*max_upscale 2.*Choose a preset"
     ):
         decompose(source, tmp_path / "out", flux)

@@ -17,20 +17,26 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 class AdapterConfig(Config):
     """Which subspace is trained. The defaults are the paper's FLUX settings (Semantic Granularity Alignment)."""
 
-    kind: Literal["lora", "dora"] = Field("dora", description="low-rank update, or one with trained row magnitudes")
-    rank: int = Field(32, gt=0, description="rank of the update, at most the smallest side of a target's weight")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    kind: Literal["lora", "dora"] = Field(
+        default="dora", description="low-rank update, or one with trained row magnitudes"
+    )
+    rank: int = Field(
+        default=32, gt=0, description="rank of the update, at most the smallest side of a target's weight"
+    )
+    alpha: float = Field(default=16.0, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="dropout on the update's input; drawn from torch's global generator, hence above 0 a run is no "
         "longer independent of its micro-batch size",
     )
     targets: list[str] | None = Field(
-        None, min_length=1, description="module names, their dotted suffixes, or patterns with *; None = the family's"
+        default=None,
+        min_length=1,
+        description="module names, their dotted suffixes, or patterns with *; None = the family's",
     )
-    component: str = Field("transformer", description="module of the family that is adapted")
+    component: str = Field(default="transformer", description="module of the family that is adapted")
 
 
 class Adapter(ABC):

@@ -66,23 +66,27 @@ class TupleConfig(Config):
     """How slices are grouped into updates and weighted."""
 
     grouping: Literal["root", "slice"] = Field(
-        "root", description="unit of an update: 'root' keeps the slices of a root together, 'slice' draws them alone"
+        default="root",
+        description="unit of an update: 'root' keeps the slices of a root together, 'slice' draws them alone",
     )
-    batch_size: int = Field(8, ge=1, description="units (roots or slices) an update, over all processes")
+    batch_size: int = Field(default=8, ge=1, description="units (roots or slices) an update, over all processes")
     micro_batch: int | None = Field(
-        None, ge=1, description="most slices a forward pass; memory only, results do not change; null: batch_size"
+        default=None,
+        ge=1,
+        description="most slices a forward pass; memory only, results do not change; null: batch_size",
     )
     reduction: Literal["root", "level", "slice", "literal"] = Field(
-        "root",
+        default="root",
         description="mean over levels in a root then roots, over levels in an update, over slices; or Algorithm 2",
     )
     lambdas: GranularityWeights = Field(
         default_factory=GranularityWeights, description="lambda of each granularity in the loss of a root"
     )
     homogeneous: bool = Field(
-        True, description="put roots that have the same levels in the same update where possible (grouping root)"
+        default=True,
+        description="put roots that have the same levels in the same update where possible (grouping root)",
     )
-    drop_last: bool = Field(False, description="skip the smaller update that may end an epoch")
+    drop_last: bool = Field(default=False, description="skip the smaller update that may end an epoch")
 
     @model_validator(mode="after")
     def _literal_needs_tuples(self) -> "TupleConfig":

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,8 +60,8 @@ def read_capabilities(model: str) -> Capabilities:
     from flowgrain.families.flux_config import capabilities_of
 
     try:
-        transformer = FluxTransformer2DModel.load_config(location, subfolder="transformer")
-        vae = AutoencoderKL.load_config(location, subfolder="vae")
+        transformer: Any = FluxTransformer2DModel.load_config(location, subfolder="transformer")
+        vae: Any = AutoencoderKL.load_config(location, subfolder="vae")
         return capabilities_of(transformer, vae)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -110,7 +110,7 @@ class RectifiedFlow(Path):
 
 
 def grouped_mse(prediction: Float[Tensor, "b c h w"], sample: PathSample) -> Float[Tensor, " b"]:
-    """Squared error, in float32 at least: mean over each group's elements, groups summed by weight, one value a sample."""
+    """Squared error a sample, in float32 at least: mean over each group's elements, groups summed by weight."""
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     squared = (prediction.to(dtype) - sample.target.to(dtype)).square()
     groups = torch.split(squared, list(sample.group_channels), dim=1)

@@ -21,11 +21,11 @@ from flowgrain.families.base import Family
 class SampleConfig(Config):
     """How pictures are drawn."""
 
-    steps: int = Field(28, gt=0, description="steps of the sampler")
-    guidance: float = Field(3.5, ge=0, description="guidance scale; not read by models without guidance")
-    height: int | None = Field(None, gt=0, description="pixels, None for the model's native size")
-    width: int | None = Field(None, gt=0, description="pixels, None for the model's native size")
-    batch_size: int = Field(4, gt=0, description="pictures drawn at once: a matter of memory and speed alone")
+    steps: int = Field(default=28, gt=0, description="steps of the sampler")
+    guidance: float = Field(default=3.5, ge=0, description="guidance scale; not read by models without guidance")
+    height: int | None = Field(default=None, gt=0, description="pixels, None for the model's native size")
+    width: int | None = Field(default=None, gt=0, description="pixels, None for the model's native size")
+    batch_size: int = Field(default=4, gt=0, description="pictures drawn at once: a matter of memory and speed alone")
     sampler: Literal["pipeline"] = Field(default="pipeline", description="pipeline: the model's own scheduler")
 
 

@@ -101,7 +101,7 @@ def decompose(source: Path, out: Path, config: DecomposeConfig, on_image: OnImag
             on_image(item.name, index + 1, len(work.names))
     about = {"source": source.resolve().name, "counts": summary.counts(), "config_hash": config.digest()}
     summary.fingerprint = store.finish(parts, {**about, "config": config.model_dump(mode="json")})
-    _require_slices(summary, [reject for part in parts for reject in part.rejects])
+    _require_slices(source, summary, [reject for part in parts for reject in part.rejects])
     update_contact_sheet(out, [record for part in parts for record in part.records])
     return summary
 
@@ -117,7 +117,7 @@ def survey(source: Path, config: DecomposeConfig, on_image: OnImage | None = Non
         rejects += cuts.rejects
         if on_image:
             on_image(item.name, index + 1, len(work.names))
-    _require_slices(summary, rejects)
+    _require_slices(source, summary, rejects)
     return summary
 
 
@@ -175,15 +175,15 @@ class _Work:
         return str(error).removeprefix(f"{self._source / name}: ")
 
 
-def _require_slices(summary: Summary, rejects: list[RejectRecord]) -> None:
+def _require_slices(source: Path, summary: Summary, rejects: list[RejectRecord]) -> None:
     if summary.slices:
         return
     unreadable = [reject for reject in rejects if reject.code == UNREADABLE]
     if len(unreadable) == summary.images:
         first = unreadable[0]
-        raise DataError(f"none of the {summary.images} images can be read; {first.image}: {first.reason}")
+        raise DataError(f"{source}: none of its {summary.images} images can be read; {first.image}: {first.reason}")
     first = next(reject for reject in rejects if reject.code != UNREADABLE)
     raise DataError(
-        f"none of the {summary.images} images gives a slice; {first.image}: {first.reason}. "
+        f"{source}: none of its {summary.images} images gives a slice; {first.image}: {first.reason}. "
         "Choose a preset or targets of a smaller resolution, or raise max_upscale and lanczos_max"
     )

@@ -24,17 +24,19 @@ from flowgrain.granularity import GRANULARITIES, Granularity
 class ModelConfig(Config):
     """Which weights are fine-tuned."""
 
-    path: str = Field("tiny-flux", description="diffusers folder, hub id or the embedded 'tiny-flux'")
-    family: str | None = Field(None, description="backbone family; None reads it from model_index.json")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the frozen weights")
-    guidance: float = Field(1.0, ge=0, description="guidance input in training; 1.0 for guidance-distilled models")
+    path: str = Field(default="tiny-flux", description="diffusers folder, hub id or the embedded 'tiny-flux'")
+    family: str | None = Field(default=None, description="backbone family; None reads it from model_index.json")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
+    guidance: float = Field(
+        default=1.0, ge=0, description="guidance input in training; 1.0 for guidance-distilled models"
+    )
 
 
 class ShiftConfig(Config):
     """A resolution shift of one's own: the line through (base_tokens, base_shift) and (max_tokens, max_shift)."""
 
-    base_tokens: int = Field(256, gt=0)
-    max_tokens: int = Field(4096, gt=0)
+    base_tokens: int = Field(default=256, gt=0)
+    max_tokens: int = Field(default=4096, gt=0)
     base_shift: float = 0.5
     max_shift: float = 1.15
 
@@ -48,13 +50,13 @@ class ShiftConfig(Config):
 class TimeConfig(Config):
     """The law of noise levels: conditional logit-normal with resolution shift (Eqs. 29-31)."""
 
-    mean: float = Field(0.0, description="mean of logit t before the shifts")
-    std: float = Field(1.0, gt=0, description="standard deviation of logit t (the paper's s)")
+    mean: float = Field(default=0.0, description="mean of logit t before the shifts")
+    std: float = Field(default=1.0, gt=0, description="standard deviation of logit t (the paper's s)")
     granularity_shift: dict[Granularity, float] = Field(
         default_factory=dict, description="Delta(xi) of Eq. 29, positive = noisier; granularities left out get 0"
     )
     resolution_shift: Literal["model", "none"] | ShiftConfig = Field(
-        "model", description="mu(tokens) of Eq. 31: the model's own line, none, or a line of one's own"
+        default="model", description="mu(tokens) of Eq. 31: the model's own line, none, or a line of one's own"
     )
 
     def law(self, model_shift: LinearShift | None) -> LogitNormal:
@@ -72,10 +74,10 @@ class OptimizerConfig(Config):
     """The optimizer of the adapter's parameters."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
 
     @field_validator("betas")
     @classmethod
@@ -89,8 +91,8 @@ class ScheduleConfig(Config):
     """Learning-rate factor: linear warm-up in updates, then decay over the budget."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0, description="updates of linear warm-up")
-    final: float = Field(0.0, ge=0, le=1, description="factor at the end of the budget (linear and cosine)")
+    warmup: int = Field(default=0, ge=0, description="updates of linear warm-up")
+    final: float = Field(default=0.0, ge=0, le=1, description="factor at the end of the budget (linear and cosine)")
 
     @model_validator(mode="after")
     def _read(self) -> "ScheduleConfig":
@@ -104,7 +106,7 @@ class BudgetConfig(Config):
 
     amount: float = Field(gt=0, description="N1 in units")
     unit: Literal["updates", "slices", "seconds"] = "updates"
-    checkpoints: tuple[float, ...] = Field((1.0, 1.5), min_length=1, description="multiples of N1")
+    checkpoints: tuple[float, ...] = Field(default=(1.0, 1.5), min_length=1, description="multiples of N1")
 
     @field_validator("checkpoints")
     @classmethod
@@ -117,15 +119,15 @@ class BudgetConfig(Config):
 class EmaConfig(Config):
     """Exponential moving average of the adapter; where it is set, it is what is saved for sampling."""
 
-    decay: float = Field(0.99, gt=0, lt=1)
+    decay: float = Field(default=0.99, gt=0, lt=1)
 
 
 class ValidationConfig(Config):
     """Fixed-noise loss on held-out roots: the same noise and noise levels for every arm and checkpoint."""
 
     path: Path = Field(description="decomposed data set or folder of held-out images")
-    max_roots: int | None = Field(None, gt=0)
-    batch_size: int = Field(32, gt=0, description="slices per forward pass")
+    max_roots: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, gt=0, description="slices per forward pass")
 
 
 class Recipe(Config):
@@ -133,7 +135,7 @@ class Recipe(Config):
 
     name: str = Field(min_length=1, description="name of the arm in logs and reports")
     output: Path = Field(description="run folder, created by the run; runs/NAME where it is left out")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig
     tuples: TupleConfig = Field(default_factory=TupleConfig)
@@ -142,13 +144,15 @@ class Recipe(Config):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     ema: EmaConfig | None = None
-    clip: float | None = Field(1.0, gt=0, description="gradient norm limit, None for none")
+    clip: float | None = Field(default=1.0, gt=0, description="gradient norm limit, None for none")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="autocast of the forward pass; auto = bf16 where the device computes it natively"
+        default="auto", description="autocast of the forward pass; auto = bf16 where the device computes it natively"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     budget: BudgetConfig
-    save_every: int | None = Field(None, gt=0, description="extra checkpoints every so many updates, for resuming")
+    save_every: int | None = Field(
+        default=None, gt=0, description="extra checkpoints every so many updates, for resuming"
+    )
     validation: ValidationConfig | None = None
 
     @model_validator(mode="before")
