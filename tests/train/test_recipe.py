@@ -70,6 +70,11 @@ def test_contradictions_and_unread_keys(overrides, message):
         load("tiny-flux-granularity", *overrides)
 
 
+def test_short_forms():
+    recipe = Recipe.model_validate({"name": "x", "model": "some/model", "data": {"path": "d"}, "budget": {"amount": 1}})
+    assert recipe.model.path == "some/model" and recipe.output == Path("runs/x")
+
+
 def test_identity_ignores_places_and_names_only():
     recipe = load("tiny-flux-granularity")
     assert recipe.identity() == load("tiny-flux-granularity", "output=elsewhere", "name=other").identity()

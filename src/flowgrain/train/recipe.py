@@ -157,10 +157,16 @@ class Recipe(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_output(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "output" not in values and isinstance(values.get("name"), str):
-            return {**values, "output": f"runs/{values['name']}"}
-        return values
+    def _short_forms(cls, values: Any) -> Any:
+        """``model: NAME`` for ``model: {path: NAME}``, and runs/NAME where no output is given."""
+        if not isinstance(values, dict):
+            return values
+        short = {}
+        if isinstance(values.get("model"), str):
+            short["model"] = {"path": values["model"]}
+        if "output" not in values and isinstance(values.get("name"), str):
+            short["output"] = f"runs/{values['name']}"
+        return {**values, **short}
 
     @model_validator(mode="after")
     def _every_key_is_read(self) -> "Recipe":
