@@ -1,0 +1,1 @@
+"""Building blocks of ``scripts/build_assets.py``: how the embedded bundle is made from published image packages."""

@@ -1,0 +1,112 @@
+"""Write the trained parts as one ordinary diffusers folder, replaced in a single rename."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from PIL import Image
+
+from . import attribution, autoencoder, distill, domains, flow, packages, pretrain, text, views
+
+NAME = "tiny-flux"
+TOKENS_UNSHIFTED = 64  # tokens of a 128-px picture: mu = 0 there, as in training
+FLUX_TOKEN_RATIO, FLUX_SHIFT_RANGE = 16, 0.65  # FLUX: mu grows by 1.15 - 0.5 from 256 to 4096 tokens
+LARGEST_FILE, LARGEST_TOTAL = 15_000_000, 25_000_000
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """FLUX's size-dependent shift, moved so that it starts from none at the size this model was trained on."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_image_seq_len=TOKENS_UNSHIFTED,
+        max_image_seq_len=TOKENS_UNSHIFTED * FLUX_TOKEN_RATIO,
+        base_shift=0.0,
+        max_shift=FLUX_SHIFT_RANGE,
+    )
+
+
+def write(work: Path, out: Path) -> None:
+    """Pack the newest complete transformer (distilled if there is one) with the other parts, records and licences."""
+    source = next(path for path in (work / "distill", work / "flow") if (path / "final.pt").exists())
+    transformer = flow.build()
+    transformer.load_state_dict(torch.load(source / "final.pt", weights_only=True)["weights"])
+    encoders = text.load(work)
+    pipeline = FluxPipeline(
+        scheduler=scheduler(),
+        vae=autoencoder.load(work).to(torch.bfloat16),
+        text_encoder=encoders.clip.to(torch.bfloat16),
+        text_encoder_2=encoders.t5.to(torch.bfloat16),
+        tokenizer=encoders.clip_tokens,
+        tokenizer_2=encoders.t5_tokens,
+        transformer=transformer.to(torch.bfloat16),
+    )
+    target, partial, old = (out / name for name in (NAME, f".{NAME}.partial", f".{NAME}.old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    (partial / "bundle.json").write_text(json.dumps(_record(work, out), indent=1) + "\n")
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    attribution.write(out)
+    _check_sizes(out)
+
+
+def _record(work: Path, out: Path) -> dict:
+    """Everything needed to know where these weights come from and how good they measured."""
+
+    def report(stage: str) -> dict | None:
+        path = work / stage / "report.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    model = autoencoder.load(work)
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+        "seeds": {
+            "views": views.SEED,
+            "autoencoder": autoencoder.SEED,
+            "text": text.SEED,
+            "flow": pretrain.SEED,
+            "distill": distill.SEED,
+        },
+        "max_sequence_length": 24,
+        "autoencoder": report("autoencoder"),
+        "autoencoder_on_domains": {
+            domain.name: autoencoder.reconstruction_quality(model, _domain_pixels(out, domain.name))
+            for domain in domains.ALL
+        },
+        "text": report("text"),
+        "flow": report("flow"),
+        "distill": report("distill"),
+        "sources": {f"{p.client}:{p.name}@{p.version}": p.sha256 for p in packages.ALL},
+    }
+
+
+def _domain_pixels(out: Path, name: str) -> np.ndarray:
+    files = sorted((out / "domains" / name / "holdout").glob("*.webp"))
+    resized = [Image.open(path).convert("RGB").resize((128, 128), Image.Resampling.LANCZOS) for path in files]
+    return np.stack([np.asarray(image) for image in resized])
+
+
+def _check_sizes(out: Path) -> None:
+    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    largest = max(sizes, key=sizes.__getitem__)
+    print(
+        f"assets: {sum(sizes.values()) / 1e6:.1f} MB, largest {largest.name} {sizes[largest] / 1e6:.1f} MB", flush=True
+    )
+    if sum(sizes.values()) > LARGEST_TOTAL or sizes[largest] > LARGEST_FILE:
+        raise SystemExit(f"{out} is over its limits of {LARGEST_TOTAL} bytes in all and {LARGEST_FILE} a file")
