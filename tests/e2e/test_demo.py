@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from flowgrain.demo.domains import domain_names, load_domain
-from flowgrain.demo.page import REPORT_NAME, gather_arms, measure, write_report
+from flowgrain.demo.page import REPORT_NAME, compared_pairs, gather_arms, measure, write_report
 from flowgrain.demo.study import BASE, DemoPlan, check_arms, cut, draw_pictures, recipe, train_arm
 from flowgrain.errors import ConfigError
+from flowgrain.report.arms import Arm
 from flowgrain.sample.generate import SampleConfig
 from flowgrain.train.loop import Observer
 
@@ -84,3 +85,13 @@ def test_demo_arms_train_on_their_own_form_of_the_same_pictures(tmp_path):
     assert Path(baseline.data.path) == plan.domain.train and Path(full.data.path) == plan.dataset
     assert baseline.budget == full.budget and baseline.validation == full.validation
     assert baseline.adapter == full.adapter and baseline.optimizer == full.optimizer
+
+
+def test_few_pairs_are_compared_and_the_papers_claim_is_one_of_them():
+    arms = [Arm(BASE, None), *(Arm(name, f) for f in (1.0, 1.5) for name in ("baseline", "granularity"))]
+    assert compared_pairs(arms) == [
+        ("baseline 1x", "granularity 1x"),
+        ("baseline 1.5x", "granularity 1.5x"),
+        ("baseline 1.5x", "granularity 1x"),
+    ]
+    assert compared_pairs([Arm(BASE, None), Arm("granularity", 1.0)]) == [("base", "granularity 1x")]

@@ -39,7 +39,7 @@ def _grid(arms: Sequence[Arm], kind: PictureKind, limit: int) -> PictureGrid | N
         tiles = [_tile(picture, title) for picture, title in zip(pictures, shown, strict=True)]
         references = [_reference(pictures)] if any_reference else []
         rows.append(GridRow(label, (*references, *tiles)))
-    taken = "all prompts" if len(chosen) == len(keys) else f"{len(chosen)} of {len(keys)} prompts, evenly spaced"
+    taken = "all pictures" if len(chosen) == len(keys) else f"{len(chosen)} of {len(keys)} pictures, evenly spaced"
     return PictureGrid(
         TITLES[kind],
         f"Read across a row: {'the first picture is real, the others' if any_reference else 'all pictures'} were "
