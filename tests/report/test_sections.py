@@ -55,7 +55,7 @@ def test_a_missing_picture_leaves_its_cell_empty_and_rows_are_spread(arms):
     grid = pictures_section(thinner, rows_per_grid=2).blocks[0]
     assert [row.label for row in grid.rows] == [first.pictures[0].prompt, first.pictures[2].prompt]
     assert grid.rows[0].tiles[2] is None and grid.rows[1].tiles[2] is not None
-    assert "2 of 4 prompts" in grid.reading
+    assert "2 of 4 pictures" in grid.reading
 
 
 def test_summary_counts_what_the_differences_say(metrics):

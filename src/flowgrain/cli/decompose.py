@@ -82,15 +82,15 @@ def _print_config(config: "DecomposeConfig", layered: "Layered") -> None:
 
 def _with_progress(source: Path, out: Path | None, config: "DecomposeConfig") -> "Summary":
     """Decompose, or survey where there is no ``out``, under a progress bar on stderr."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from flowgrain.cli.console import stderr_console
     from flowgrain.slices.decompose import decompose as run
     from flowgrain.slices.decompose import survey
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     try:
-        console = Console(stderr=True)
+        console = stderr_console()
         columns = (*columns, TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("", total=None)

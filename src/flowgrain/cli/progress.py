@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flowgrain.cli.console import stderr_console
 from flowgrain.train.loop import Observer
 from flowgrain.train.schedule import Progress as TrainingCounters
 from flowgrain.train.step import UpdateResult
@@ -15,17 +15,16 @@ class TrainingProgress(Observer):
     """A context manager that owns the live display."""
 
     def __init__(self, name: str):
-        self._console = Console(stderr=True)
         self._name = name
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}"),
-            console=self._console,
+            console=stderr_console(),
         )
         self._stages: dict[str, TaskID] = {}
         self._training: TaskID | None = None

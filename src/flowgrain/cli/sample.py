@@ -118,16 +118,16 @@ def _default_out(run: Path | None, checkpoint: "Checkpoint | None", config: "Sam
 
 def _draw(plan: "SamplePlan", device: str) -> "SampleOutcome":
     import torch
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from flowgrain.cli.console import stderr_console
     from flowgrain.families.registry import load_family
     from flowgrain.sample.session import draw
 
     dtype = torch.bfloat16 if plan.model.dtype == "bfloat16" else torch.float32
     family = load_family(plan.model.path, plan.model.family, dtype, _device(device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=stderr_console()) as bars:
         task = bars.add_task(f"{plan.run}: drawing", total=None)
         return draw(family, plan, lambda done, total: bars.update(task, completed=done, total=total))
 

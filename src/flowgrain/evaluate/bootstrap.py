@@ -40,9 +40,13 @@ class Bootstrap:
         return generator.integers(0, clusters, size=(self.resamples, clusters))
 
     def interval(self, estimate: float, replicates: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-        """Ends of the percentile interval, moved so that the replicates' mean lies on ``estimate``."""
+        """Ends of the percentile interval, moved so that the replicates' mean lies on ``estimate``.
+
+        Draws on which the statistic is undefined (NaN: one picture has no pairs) are left out.
+        """
         tail = (1 - self.level) / 2
-        low, high = np.quantile(replicates, [tail, 1 - tail]) + (estimate - replicates.mean())
+        defined = replicates[~np.isnan(replicates)]
+        low, high = np.quantile(defined, [tail, 1 - tail]) + (estimate - defined.mean())
         return float(low), float(high)
 
 

@@ -79,6 +79,8 @@ def _statistic(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], kernel:
         # pairs of a row with its own copy are left out, as i = j is: otherwise resampling would add a bias
         counts = np.bincount(rows, minlength=len(x)).astype(np.float64)
         total = counts.sum()
+        if counts.max() == total:  # one picture drawn throughout: it has no pair, `Bootstrap.interval` skips the draw
+            return float("nan")
         within = counts @ k_xx @ counts / (total**2 - counts @ counts)
         return float(within + references - 2 * (counts @ to_references) / total)
 
