@@ -66,12 +66,53 @@ def test_scientific_notation_without_a_dot_is_a_number():
         ("extends: run.yaml\n", ["round in a circle"]),
         ("extends: 5\n", ["run.yaml:1", "'extends' must be a path"]),
         ("name: x\ninner: {rate: .nan}\n", ["inner.rate", "finite"]),
+        ("name: x\n1: 2\n", ["run.yaml:2", "key 1 is read as int", "quotes"]),
+        ("name: x\non: 2\n", ["run.yaml:2", "key on is read as bool", "quotes"]),
+        ("a: &a {b: *a}\n", ["run.yaml:1", "holds itself"]),
+        ("name: x\nsizes: " + "[" * 600 + "\n", ["run.yaml", "not valid YAML"]),
+        ('name: "a\\0b"\n', ["run.yaml:1", "name", "no file can hold"]),
+        ('name: "\\ud800"\n', ["run.yaml:1", "name", "no file can hold"]),
+        ("name: !!timestamp nonsense\n", ["run.yaml", "not valid YAML"]),
+        ("name: !!python/object/apply:os.system [ls]\n", ["run.yaml", "not valid YAML"]),
+        ("name: x\nsizes: [0x" + "f" * 5000 + ", a]\n", ["sizes.1", "integer"]),
+        ("extends: 'a\x7fb.yaml'\n", ["run.yaml", "not valid YAML"]),
     ],
 )
 def test_errors_say_what_where_and_what_to_do(tmp_path, text, parts):
     with pytest.raises(ConfigError) as caught:
         load_config(Outer, write(tmp_path, "run.yaml", text), [])
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_settings_that_a_merge_brings_are_located_at_their_anchor(tmp_path):
+    path = write(tmp_path, "run.yaml", "name: x\ninner: &shared\n  rate: 2.0\nmaybe:\n  <<: *shared\n  kind: b\n")
+    config, layered = load_config(Outer, path, [])
+    assert config.maybe == Inner(rate=2.0, kind="b")
+    assert layered.origins["maybe.rate"].endswith("run.yaml:3") and layered.origins["maybe.kind"].endswith("run.yaml:6")
+
+
+def test_aliases_that_multiply_are_refused_before_they_are_built(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(ConfigError, match="aliases multiply"):
+        load_config(Outer, write(tmp_path, "run.yaml", "\n".join(lines)), [])
+
+
+def test_one_line_a_problem_although_a_union_has_several_branches(tmp_path):
+    class Choice(Config):
+        cache: bool | int = True
+        other: Literal["none"] | Inner = "none"
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(Choice, write(tmp_path, "run.yaml", "cache: maybe\nother: {rate: -1}\n"), [])
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 2 and "cache" in lines[0] and ", or " in lines[0] and "other.rate" in lines[1]
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, write(tmp_path, "run.yaml", "name: x\nsizes: [" + "a, " * 100 + "b]\n"), [])
+    assert len(str(caught.value).split("\n")) == 21 and str(caught.value).endswith("and 81 more problems")
 
 
 @pytest.mark.parametrize("override", ["name", "=1", "a..b=1", "name=["])

@@ -33,6 +33,12 @@ class NonFiniteError(FlowgrainError):
     exit_code = 3
 
 
+class ProcessLostError(FlowgrainError):
+    """A process of a run of several was killed or crashed; the others ended too."""
+
+    exit_code = 4
+
+
 class MissingExtraError(FlowgrainError):
     """An optional dependency is not installed."""
 

@@ -1,4 +1,7 @@
-"""Writing files so that a crash never leaves a half-written one: temporary name, sync, rename."""
+"""Writing files so that a crash never leaves a half-written one: temporary name, sync, rename.
+
+An OSError of these functions carries the file's name, which the operating system leaves out of a failed write.
+"""
 
 import os
 import shutil
@@ -19,8 +22,9 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        _name(error, path)
         raise
 
 
@@ -33,23 +37,46 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary sibling folder to fill; on success it is synced and renamed to ``path``, replacing it.
 
-    A crash leaves a hidden ``.NAME.*.tmp`` folder behind, never a partial ``path``.
+    A crash leaves hidden ``.NAME.*.tmp`` folders behind (:func:`remove_leftovers`), never a partial ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for item in temporary.rglob("*"):
+            _sync(item)
+        _sync(temporary)
         os.chmod(temporary, 0o755)
-        if path.exists():
-            shutil.rmtree(path)
+        aside = _move_aside(path) if path.exists() else None
         os.replace(temporary, path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, path)
         raise
+    if aside is not None:
+        shutil.rmtree(aside)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a folder so that it is whole or not there, also where the process dies halfway."""
+    shutil.rmtree(_move_aside(path))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left of the functions above in ``folder``; nobody may be writing there."""
+    for item in folder.glob(".*.tmp"):
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename a folder to a fresh hidden name and return it; a rename cannot replace a folder that is not empty."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    os.replace(path, aside)
+    return aside
 
 
 def _sync(path: Path) -> None:
@@ -58,3 +85,8 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)

@@ -115,7 +115,7 @@ def test_the_familys_own_pipeline_loads_a_saved_adapter(flux, batch, tmp_path, k
         flux.pipeline(tmp_path)
     adapter.remove()
     pipe = flux.pipeline(tmp_path)
-    torch.testing.assert_close(predict(flux, batch), live, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(predict(flux, batch), live, rtol=1e-4, atol=1e-5)
     pipe.unload_lora_weights()
 
 

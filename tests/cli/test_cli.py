@@ -56,7 +56,7 @@ def one_line(done):
         (["train", "tiny-flux-baseline", "data.path=nowhere"], ["nowhere"]),
         (["train", "tiny-flux-baseline", "data.path"], ["override 'data.path'", "key=value"]),
         (["train", "tiny-flux-baseline", "data.path=.", "model.path=no/such/model"], ["no/such/model"]),
-        (["train", "tiny-flux-baseline", "data.path=x", "tuples.reduction=root"], ["tuples", "reduction"]),
+        (["train", "tiny-flux-baseline", "data.path=x", "tuples.reduction=level"], ["tuples", "reduction"]),
         (["decompose", "nowhere", "--out", "out"], ["nowhere"]),
         (["sample", "nowhere", "--prompts", "prompts.txt"], ["nowhere"]),
         (["demo", "--domain", "fluent"], ["fluent3d"]),

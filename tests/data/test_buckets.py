@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgrain.data.buckets import best_aspect_match, bucket_list, cover_crop
-from flowgrain.errors import ConfigError
+from flowgrain.data.buckets import best_aspect_match, bucket_list, cover_crop, shrink_crop
+from flowgrain.errors import ConfigError, DataError
+from flowgrain.slices.config import BucketRule, DecomposeConfig
 
 SDXL = bucket_list(1024, 64, 256, 2048)
 
@@ -41,6 +42,33 @@ def test_list_1280():
     )
     assert [f"{w}x{h}" for w, h in half(1280, 64, 640, 2560)] == expected.split()
     assert bucket_list(1280) == bucket_list(1280, 64, 640, 2560)
+
+
+def test_list_1024():
+    expected = (
+        "256x2048 320x2048 384x2048 448x2048 512x1856 512x1920 512x1984 512x2048 576x1664 576x1728 576x1792 640x1536 "
+        "640x1600 704x1408 704x1472 768x1280 768x1344 832x1216 896x1152 960x1088 1024x1024"
+    )
+    assert [f"{w}x{h}" for w, h in half(1024, 64, 256, 2048)] == expected.split()
+    assert set(SDXL) - set(bucket_list(1024, 64, 512, 2048)) == {
+        shape for w in (256, 320, 384, 448) for shape in ((w, 2048), (2048, w))
+    }
+
+
+def test_list_1280_with_a_limit():
+    """Width 640 to 768 is capped at 2048 (spec e.4)."""
+    assert {h for w, h in bucket_list(1280, 64, 256, 2048) if w in (640, 704, 768)} == {1984, 2048}
+    assert max(max(shape) for shape in bucket_list(1280, 64, 256, 2048)) == 2048
+
+
+def test_list_of_novelai():
+    """768x512 with the base 512: kohya's list with 512x512 in place of the area's 576x576; the same at 1024."""
+    shapes = bucket_list((768, 512), 64, 256, 1024, square=512)
+    expected = "256x1024 320x1024 384x896 384x960 384x1024 448x832 512x512 512x704 512x768 576x640"
+    assert [f"{w}x{h}" for w, h in shapes if w <= h] == expected.split()
+    assert len(shapes) == 19
+    assert set(bucket_list((512, 768), 64, 256, 1024)) ^ set(shapes) == {(512, 512), (576, 576)}
+    assert bucket_list(1024, 64, 256, 2048, square=1024) == SDXL
 
 
 @pytest.mark.parametrize(
@@ -98,6 +126,66 @@ def test_choice_and_crop_at_1280(size, bucket, resize):
     assert cover_crop(*size, bucket).resize == resize
 
 
+@pytest.mark.parametrize(
+    ("size", "bucket", "resize", "trim"),
+    [
+        ((1000, 1000), (960, 960), (1000, 1000), (40, 40)),
+        ((640, 480), (640, 448), (640, 480), (0, 32)),
+        ((1234, 777), (1216, 768), (1234, 777), (18, 9)),
+        ((1920, 1080), (1344, 768), (1365, 768), (21, 0)),
+    ],
+)
+def test_without_enlarging_at_1024(size, bucket, resize, trim):
+    chosen, crop = shrink_crop(*size, 1024)
+    assert (chosen, crop.resize) == (bucket, resize)
+    assert (crop.left, crop.top) == (trim[0] // 2, trim[1] // 2)
+    turned, turned_crop = shrink_crop(*size[::-1], (1024, 1024))
+    assert (turned, turned_crop.resize) == (bucket[::-1], resize[::-1])
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([512, 768, 1024]), st.sampled_from([8, 32, 64]))
+def test_without_enlarging_laws(width, height, resolution, step):
+    try:
+        bucket, crop = shrink_crop(width, height, resolution, step)
+    except DataError as error:
+        assert f"{width}x{height}" in str(error)
+        assert min(width, height) < step or max(width, height) / min(width, height) > (resolution / step) ** 2 / 4
+        return
+    assert bucket[0] % step == bucket[1] % step == 0
+    assert all(0 <= crop.resize[axis] - bucket[axis] < step for axis in (0, 1))
+    assert crop.resize[0] <= width and crop.resize[1] <= height
+    # above the area by rounding to whole pixels alone
+    assert bucket[0] * bucket[1] <= resolution**2 * (1 + 1 / min(bucket)) ** 2
+    if width * height <= resolution**2:
+        assert crop.resize == (width, height)
+    else:
+        assert abs(crop.resize[0] * height - crop.resize[1] * width) <= max(width, height) / 2 + 1
+
+
+def test_several_resolutions_per_level():
+    """A level's list may hold several resolutions: the aspect decides, then the area nearest to the box's."""
+    config = DecomposeConfig.model_validate(
+        {
+            "targets": BucketRule(resolution=1024),
+            "levels": {
+                "macro": {"granularity": "macro"},
+                "micro": {
+                    "granularity": "micro",
+                    "detector": "saliency",
+                    "targets": [[512, 512], [1024, 1024], [768, 1024], [384, 512]],
+                },
+            },
+        }
+    )
+    micro = config.levels["micro"].targets
+    assert isinstance(micro, tuple)
+    assert best_aspect_match(600, 590, micro) == (512, 512)
+    assert best_aspect_match(900, 910, micro) == (1024, 1024)
+    assert best_aspect_match(400, 530, micro) == (384, 512)
+    assert best_aspect_match(700, 930, micro) == (768, 1024)
+    assert config.levels["macro"].targets is None
+
+
 def test_logarithmic_where_kohya_is_linear():
     assert best_aspect_match(200, 241, SDXL) == (960, 1088)
     # kohya's linear comparison takes 1088x1472 here (resized to 1145x1472)
@@ -146,6 +234,7 @@ def test_list_laws(units, step):
     [
         ((32, 64), "at least the bucket step"),
         ((512, 64, 250, 1024), "min_side 250"),
+        (((768, 512), 64, 256, 1024, 500), "square 500"),
         ((1280, 64, 256, 1024), "raise max_side"),
     ],
 )

@@ -15,8 +15,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import flowgrain
-from flowgrain.data import cache as cache_module
-from flowgrain.data.cache import EmbeddingCache, LiveEmbeddings, LivePosteriors, PosteriorCache, forecast_bytes
+from flowgrain.data import shards
+from flowgrain.data.cache import (
+    EmbeddingCache,
+    LiveEmbeddings,
+    LivePosteriors,
+    PosteriorCache,
+    forecast_bytes,
+    forecast_embedding_bytes,
+)
 from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset
 from flowgrain.errors import DataError
 from flowgrain.families.base import Capabilities, Family, Posterior, TextEmbedding
@@ -54,7 +61,7 @@ class TinyAutoencoder(Family):
         return TextEmbedding({"states": states[:, None], "pooled": states.sum(1, keepdim=True)})
 
     @classmethod
-    def load(cls, model, dtype, device):
+    def load(cls, model, dtype, device, quantization="none"):
         return cls(0, dtype)
 
     def components(self):
@@ -63,6 +70,7 @@ class TinyAutoencoder(Family):
     def _unused(self, *_: Any) -> Any:
         raise NotImplementedError
 
+    skeleton = encoders = blocks = gradient_checkpointing = compile = offload_encoders = _unused
     latents = decode = tokens = condition = predict = adapter_targets = _unused
     default_path = default_shift = pipeline = pipeline_options = _unused
 
@@ -163,7 +171,7 @@ def test_damaged_shard_is_computed_anew(dataset, tmp_path, caplog, damage):
     with caplog.at_level(logging.WARNING):
         cache = PosteriorCache(folder, family)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder}: posterior shards passed over and computed anew where needed: 1 damaged or truncated"
+        f"{folder}: posterior shards passed over and computed anew where needed: 1 damaged or truncated ({shard.name})"
     ]
     assert cache.fill(dataset) == 4
     assert_equals_live_without_flips(cache, dataset, family)
@@ -191,7 +199,7 @@ def test_other_model_is_never_read(dataset, tmp_path, caplog):
 def test_other_code_version_is_never_read(dataset, tmp_path, caplog, monkeypatch):
     folder = tmp_path / "cache"
     PosteriorCache(folder, TinyAutoencoder()).fill(dataset)
-    monkeypatch.setattr(cache_module, "CODE_VERSION", "2")
+    monkeypatch.setattr(shards, "CODE_VERSION", "other")
     with caplog.at_level(logging.WARNING):
         cache = PosteriorCache(folder, TinyAutoencoder())
     assert "1 of another code version" in caplog.text
@@ -208,8 +216,8 @@ def test_foreign_file_is_passed_over(dataset, tmp_path, caplog):
 
 
 def test_shards_hold_a_limited_number(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "SHARD_ENTRIES", 3)
-    monkeypatch.setattr(cache_module, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(shards, "SHARD_ENTRIES", 3)
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)
     folder = tmp_path / "cache"
     family = TinyAutoencoder()
     cache = PosteriorCache(folder, family)
@@ -243,12 +251,60 @@ def test_progress(dataset):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_shard_removed_while_in_use(dataset, tmp_path):
-    cache = PosteriorCache(tmp_path / "cache", TinyAutoencoder())
-    cache.fill(dataset)
-    only_shard(tmp_path / "cache").unlink()
-    with pytest.raises(DataError, match="changed while in use"):
-        cache.get(0, False)
+def test_shard_removed_while_in_use_is_encoded_again(dataset, tmp_path, caplog):
+    family = TinyAutoencoder()
+    cache = PosteriorCache(tmp_path / "cache", family)
+    cache.fill(dataset, dataset.flips)
+    shard = only_shard(tmp_path / "cache")
+    shard.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert_equals_live(cache, dataset, family)
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{shard}: an entry cannot be read")
+
+
+def test_get_before_fill(dataset, tmp_path):
+    with pytest.raises(KeyError):
+        PosteriorCache(None, TinyAutoencoder()).get(0, False)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "embedding"])
+def test_flipped_bit_is_found_and_encoded_again(dataset, tmp_path, caplog, kind):
+    family = TinyAutoencoder()
+    folder = tmp_path / "cache"
+    PosteriorCache(folder, family).fill(dataset, dataset.flips)
+    EmbeddingCache(folder, family).fill(dataset.captions)
+    [shard] = folder.glob(f"{kind}-*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    posteriors, embeddings = PosteriorCache(folder, family), EmbeddingCache(folder, family)
+    assert (posteriors.fill(dataset, dataset.flips), embeddings.fill(dataset.captions)) == (0, 0)
+    with caplog.at_level(logging.WARNING):
+        assert_equals_live(posteriors, dataset, family)
+        for caption in dataset.captions:
+            cached, fresh = embeddings.get(caption).tensors, LiveEmbeddings(family).get(caption).tensors
+            assert all(same_bits(cached[name], fresh[name]) for name in fresh)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(shard)]
+    assert "is damaged (checksum)" in caplog.text
+
+
+def test_corrupt_picture_found_while_filling_names_it_and_keeps_the_rest(dataset, tmp_path):
+    folder = tmp_path / "cache"
+    broken = dataset.slices[2].path
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError, match=broken.name):
+        PosteriorCache(folder, TinyAutoencoder()).fill(dataset)
+    with safe_open(only_shard(folder), framework="pt") as stream:
+        assert len(list(stream.keys())) == 4
+
+
+def test_forecast_of_embeddings_is_what_is_stored(dataset):
+    cache = EmbeddingCache(None, TinyAutoencoder(dtype=torch.bfloat16))
+    cache.fill(dataset.captions)
+    stored = [cache.get(caption) for caption in dataset.captions]
+    size = sum(tensor.nbytes for row in stored for tensor in row.tensors.values())
+    assert forecast_embedding_bytes(len(dataset.captions), stored[0]) == size == 3 * (256 + 1) * 2
 
 
 def test_folder_that_cannot_be_written(dataset, tmp_path):

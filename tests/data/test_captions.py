@@ -2,7 +2,15 @@
 
 import pytest
 
-from flowgrain.data.captions import check_template, read_caption, read_slice_caption, slice_caption
+from flowgrain.data.captions import (
+    CaptionConflict,
+    check_template,
+    decorate,
+    read_caption,
+    read_slice_caption,
+    slice_caption,
+    with_trigger,
+)
 from flowgrain.errors import DataError
 
 CLOSE = "close-up of {caption}"
@@ -16,6 +24,32 @@ def test_reading(tmp_path):
     (tmp_path / "fox.txt").write_bytes(b"abc\xff")
     with pytest.raises(DataError, match=r"fox\.txt: caption is not UTF-8 \(byte 3\)"):
         read_caption(image)
+
+
+def test_both_extensions(tmp_path):
+    image = tmp_path / "fox.jpg"
+    (tmp_path / "fox.caption").write_text("a fox")
+    assert read_caption(image) == "a fox"
+    (tmp_path / "fox.txt").write_text(" ")
+    assert read_caption(image) == "a fox"
+    (tmp_path / "fox.txt").write_text("a  fox\n")
+    assert read_caption(image) == "a fox"
+    (tmp_path / "fox.txt").write_text("a badger")
+    with pytest.raises(CaptionConflict, match=r"fox\.txt and fox\.caption hold different captions of fox\.jpg"):
+        read_caption(image)
+    assert (read_caption(image, ".txt"), read_caption(image, ".caption")) == ("a badger", "a fox")
+    (tmp_path / "fox.txt").unlink()
+    assert read_caption(image, ".txt") is None
+    (tmp_path / "fox.caption").write_text("")
+    assert read_caption(image) == ""
+
+
+def test_decoration_and_trigger():
+    assert decorate("a fox", "photo of", "on film") == "photo of a fox on film"
+    assert decorate("a fox", "", ", film") == "a fox, film"
+    assert decorate("", "photo", "") == "photo"
+    assert with_trigger("ohwxs statue", "ohwx") == "ohwx, ohwxs statue"
+    assert with_trigger("the ohwx statue", "ohwx") == "the ohwx statue"
 
 
 def test_slice_sidecars_in_order(tmp_path):

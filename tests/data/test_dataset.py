@@ -1,5 +1,6 @@
 """Reading data sets: identity, captions, flips, shapes, and what is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,13 +37,14 @@ def plain(tmp_path) -> Path:
 
 def record(slice_id: str, root: str, level: str = "macro", granularity: str = "macro", **changes) -> dict:
     values = {
-        "slice_id": slice_id, "root": root, "image": "fox.png", "image_sha1": "0" * 40, "level": level,
+        "slice_id": slice_id, "root": root, "image": "fox.png", "level": level,
         "granularity": granularity, "path": f"slices/{slice_id}.png", "width": 64, "height": 32,
         "box": [10.0, 20.0, 110.0, 90.0], "crop": [10.0, 25.0, 110.0, 75.0], "scale": 0.64, "action": "downscale",
         "reason": "test", "parent": None, "detector": "test", "score": 1.0, "caption": f"caption of {slice_id}",
         "caption_source": "root",
     }  # fmt: skip
-    return {**values, **changes}
+    values |= changes
+    return {**values, "image_sha1": hashlib.sha1(values["image"].encode()).hexdigest()}
 
 
 def write_manifest(folder: Path, records: list[dict]) -> Path:
@@ -271,7 +273,14 @@ def test_sizes_of_a_decomposed_set_are_fixed(decomposed):
 def test_slice_file_of_another_size(decomposed):
     picture(decomposed / "slices/fox/p0/macro0.png", (48, 32))
     with pytest.raises(DataError, match="48x32 px, but slice 'fox/p0/macro0' is recorded as 64x32"):
-        opened(decomposed).pixels(0)
+        opened(decomposed)
+
+
+def test_slice_file_that_changes_after_opening(decomposed):
+    dataset = opened(decomposed)
+    picture(decomposed / "slices/fox/p0/macro0.png", (48, 32))
+    with pytest.raises(DataError, match="48x32 px, but slice 'fox/p0/macro0' is recorded as 64x32"):
+        dataset.pixels(0)
 
 
 def test_unreadable_pictures_are_listed(plain):

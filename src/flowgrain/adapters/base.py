@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -12,6 +12,22 @@ from flowgrain.config import Config
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """File name that diffusers' ``load_lora_weights(folder)`` looks for."""
+
+
+class InitConfig(Config):
+    """An adapter that training starts from."""
+
+    path: Path = Field(
+        description="run folder (its newest checkpoint), checkpoint folder, adapter folder or safetensors file"
+    )
+    mode: Literal["continue", "fuse"] = Field(
+        default="continue",
+        description="continue: its weights are trained further; fuse: it joins the base weights and a fresh adapter "
+        "is trained on top",
+    )
+    alpha: float | None = Field(
+        default=None, gt=0, description="the alpha it was trained with, for a file that does not say"
+    )
 
 
 class AdapterConfig(Config):
@@ -36,6 +52,14 @@ class AdapterConfig(Config):
         min_length=1,
         description="module names, their dotted suffixes, or patterns with *; None = the family's",
     )
+    exclude: list[str] = Field(default_factory=list, description="targets left out, named as targets are")
+    ranks: dict[str, Annotated[int, Field(gt=0)]] = Field(
+        default_factory=dict, description="rank of the layers that a name or pattern means, in place of rank"
+    )
+    alphas: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="alpha of the layers that a name or pattern means, in place of alpha"
+    )
+    init_from: InitConfig | None = Field(default=None, description="an adapter to start from; None = a fresh one")
     component: str = Field(default="transformer", description="module of the family that is adapted")
 
 
@@ -81,4 +105,4 @@ class Adapter(ABC):
 
     @abstractmethod
     def remove(self) -> None:
-        """Take the adapter out; the base weights are as before injection."""
+        """Take the adapter out; the base weights are as right after injection."""

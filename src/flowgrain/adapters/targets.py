@@ -1,19 +1,23 @@
 """From target names to the linear layers they mean."""
 
 import difflib
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
 from flowgrain.errors import ConfigError
 
+ValueT = TypeVar("ValueT", int, float)
 
-def find_targets(component: nn.Module, targets: list[str]) -> dict[str, nn.Linear]:
-    """Linear layers that ``targets`` name, by full name, in module order.
 
-    A target is a full name (``transformer_blocks.0.attn.to_q``), a dotted suffix of names (``attn.to_q``) or a
+def find_targets(component: nn.Module, targets: list[str], exclude: list[str] | None = None) -> dict[str, nn.Linear]:
+    """Linear layers that ``targets`` name and ``exclude`` does not, by full name, in module order.
+
+    An entry is a full name (``transformer_blocks.0.attn.to_q``), a dotted suffix of names (``attn.to_q``) or a
     pattern of full names with ``*``. Raises ConfigError for a target that names no linear layer, with the nearest
-    name there is.
+    name there is, and for an exclusion that takes nothing out of the targets or leaves none.
     """
     linears = {name: module for name, module in component.named_modules() if isinstance(module, nn.Linear)}
     chosen: set[str] = set()
@@ -22,14 +26,53 @@ def find_targets(component: nn.Module, targets: list[str]) -> dict[str, nn.Linea
         if not matches:
             raise ConfigError(f"adapter.targets: '{target}' names no linear layer; {_nearest(target, linears)}")
         chosen |= matches
-    return {name: module for name, module in linears.items() if name in chosen}
+    excluded: set[str] = set()
+    for entry in exclude or []:
+        excluded |= _among(entry, chosen, "adapter.exclude")
+    if excluded == chosen:
+        raise ConfigError(
+            f"adapter.exclude: takes out all {len(chosen)} layers of adapter.targets; leave some or name other targets"
+        )
+    return {name: module for name, module in linears.items() if name in chosen - excluded}
+
+
+def values_by_layer(key: str, patterns: dict[str, ValueT], layers: Iterable[str]) -> dict[str, ValueT]:
+    """The layers that ``patterns`` name (as in :func:`find_targets`) with their values; ``key`` is the config's name.
+
+    Raises ConfigError for a pattern that names none of the layers, and for two that give one layer different values.
+    """
+    names, values, origins = set(layers), {}, {}
+    for pattern, value in patterns.items():
+        for name in sorted(_among(pattern, names, key)):
+            if values.get(name, value) != value:
+                raise ConfigError(
+                    f"{key}: {name} gets {values[name]} from '{origins[name]}' and {value} from '{pattern}'; "
+                    "let one pattern name it"
+                )
+            values[name], origins[name] = value, pattern
+    return values
+
+
+def also_matched(component: nn.Module, chosen: Iterable[str]) -> list[str]:
+    """Linear layers outside ``chosen`` that peft would take for targets: it reads every name as a suffix too."""
+    names = set(chosen)
+    linears = [name for name, module in component.named_modules() if isinstance(module, nn.Linear)]
+    suffixes = {name: {name[index + 1 :] for index, char in enumerate(name) if char == "."} for name in linears}
+    return sorted(name for name in linears if name not in names and suffixes[name] & names)
+
+
+def _among(pattern: str, names: set[str], key: str) -> set[str]:
+    matches = {name for name in names if _means(pattern, name)}
+    if not matches:
+        raise ConfigError(f"{key}: '{pattern}' names none of the adapter's layers; {_nearest(pattern, names)}")
+    return matches
 
 
 def _means(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}") or ("*" in target and fnmatchcase(name, target))
 
 
-def _nearest(target: str, linears: dict[str, nn.Linear]) -> str:
+def _nearest(target: str, linears: Iterable[str]) -> str:
     patterns = sorted({_pattern(name) for name in linears})
     suffixes = sorted(
         {".".join(parts[start:]) for name in patterns for parts in [name.split(".")] for start in range(len(parts))}

@@ -7,9 +7,14 @@ import click
 import typer
 
 from flowgrain import __version__
+from flowgrain.cli.check import check
+from flowgrain.cli.convert import convert
 from flowgrain.cli.decompose import decompose
 from flowgrain.cli.demo import demo
+from flowgrain.cli.doctor import doctor
+from flowgrain.cli.replay import replay
 from flowgrain.cli.sample import sample
+from flowgrain.cli.status import status
 from flowgrain.cli.train import train
 from flowgrain.errors import FlowgrainError
 
@@ -22,12 +27,17 @@ app = typer.Typer(
     help="Fine-tune text-to-image flow-matching and diffusion models by shaping the geometry of the data.",
 )
 app.command(name="decompose")(decompose)
+app.command(name="check")(check)
 app.command(name="train")(train)
+app.command(name="status")(status)
+app.command(name="replay")(replay)
 app.command(name="sample")(sample)
 app.command(name="demo")(demo)
+app.command(name="doctor")(doctor)
+app.add_typer(convert, name="convert")
 
 
-def _version(value: bool) -> None:
+def _version(value: bool | None) -> None:
     if value:
         typer.echo(f"flowgrain {__version__}")
         raise typer.Exit
@@ -36,7 +46,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool | None = typer.Option(None, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     if debug:
         os.environ["FLOWGRAIN_DEBUG"] = "1"
@@ -49,5 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     except FlowgrainError as error:
         if os.environ.get("FLOWGRAIN_DEBUG"):
             raise
-        click.echo(f"flowgrain: error: {error}", err=True)
+        from flowgrain.config import printable
+
+        click.echo("\n".join(map(printable, f"flowgrain: error: {error}".split("\n"))), err=True)
         sys.exit(error.exit_code)

@@ -21,7 +21,9 @@ def sample(
     at: Annotated[
         float | None, typer.Option("--at", help="Checkpoint at this multiple of the budget; the last one by default.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="One checkpoint folder.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="One checkpoint folder, or 'best' of RUN: lowest held-out loss.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A model instead of RUN: folder, hub id or tiny-flux.")
     ] = None,
@@ -81,17 +83,19 @@ def _choose(
 ) -> "tuple[str, ModelChoice, Checkpoint | None]":
     """Run name, model and checkpoint that the options mean."""
     from flowgrain.errors import ConfigError
-    from flowgrain.sample.run_folder import ModelChoice, choose_checkpoint, open_checkpoint, read_run
+    from flowgrain.sample.run_folder import ModelChoice, best_checkpoint, choose_checkpoint, open_checkpoint, read_run
 
     if (run is None) == (model is None):
         raise ConfigError("give either RUN, a folder of 'flowgrain train', or --model with a model, not both or none")
     if at is not None and (run is None or checkpoint is not None):
         raise ConfigError("--at chooses among the checkpoints of RUN; it does not go with --model or --checkpoint")
-    chosen = open_checkpoint(checkpoint) if checkpoint else None
+    best = run is not None and checkpoint == Path("best")
+    chosen = open_checkpoint(checkpoint) if checkpoint and not best else None
     if run is None:
         name = "base" if chosen is None else chosen.path.name
         return name, ModelChoice(str(model), None, dtype or "float32"), chosen
     name, choice = read_run(run)
+    chosen = best_checkpoint(run) if best else chosen
     if dtype is not None:
         choice = ModelChoice(choice.path, choice.family, dtype)
     return name, choice, chosen or choose_checkpoint(run, at)

@@ -1,5 +1,7 @@
 """``flowgrain train``: run a recipe, dry-run it, or go on with it."""
 
+import signal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from flowgrain.config import Layered
     from flowgrain.train.recipe import Recipe
+    from flowgrain.train.runtime import Runtime
 
 
 def train(
@@ -15,6 +18,12 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the recipe's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
+    trial_update: Annotated[
+        bool,
+        typer.Option(
+            "--trial-update", help="First run the largest micro-batch once: memory and time, or out of memory."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate, read the data, plan, print the arithmetic and stop.")
     ] = False,
@@ -34,17 +43,31 @@ def train(
     Run the same command with --resume to go on after an interruption. Ctrl-C finishes the running update, saves
     and exits.
     """
-    config, layered = _load(recipe, overrides or [])
+    from flowgrain.cli.processes import Spokesman
+    from flowgrain.train.distributed import launched
+
+    interrupted = False
+    spokesman = Spokesman()
+    with launched(spokesman.report) as runtime:
+        config, layered = _load(recipe, overrides or [])
+        spokesman.run = config.output
+        if not (print_config or validate_only or dry_run):
+            interrupted = _run(config, resume, runtime, trial_update)
+        elif runtime.is_main:
+            _describe(config, layered, print_config, dry_run)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _describe(config: "Recipe", layered: "Layered", print_config: bool, dry_run: bool) -> None:
     if print_config:
         _print_config(config, layered)
-    elif validate_only:
-        typer.echo(f"recipe '{config.name}' is valid")
     elif dry_run:
         from flowgrain.train.forecast import forecast
 
         typer.echo(forecast(config))
     else:
-        _run(config, resume)
+        typer.echo(f"recipe '{config.name}' is valid")
 
 
 def _load(recipe: str, overrides: list[str]) -> "tuple[Recipe, Layered]":
@@ -61,18 +84,23 @@ def _print_config(config: "Recipe", layered: "Layered") -> None:
         typer.echo(f"{key} = {value!r}    # {origin}")
 
 
-def _run(config: "Recipe", resume: bool) -> None:
+def _run(config: "Recipe", resume: bool, runtime: "Runtime", trial: bool) -> bool:
+    """Run a recipe and say how it went; True where it was interrupted."""
     from flowgrain.cli.progress import TrainingProgress
+    from flowgrain.train.loop import Observer
     from flowgrain.train.loop import train as run_recipe
 
-    with TrainingProgress(config.name) as progress:
-        outcome = run_recipe(config, resume, progress)
-    done = outcome.progress
-    speed = done.slices / max(done.seconds, 1e-9)
-    typer.echo(
-        f"{config.name}: {done.updates} updates, {done.slices} slices in {done.seconds:.0f} s ({speed:.1f} slices/s)"
-        f" -> {config.output}"
-    )
-    if outcome.interrupted:
-        typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
-        raise typer.Exit(130)
+    with TrainingProgress(config.name) if runtime.is_main else nullcontext(Observer()) as progress:
+        outcome = run_recipe(config, resume, progress, runtime, trial)
+    if outcome.interrupted:  # everything is saved: one more Ctrl-C must not turn a clean end into an abort
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if runtime.is_main:
+        done = outcome.progress
+        speed = done.slices / max(done.seconds, 1e-9)
+        typer.echo(
+            f"{config.name}: {done.updates} updates, {done.slices} slices in {done.seconds:.0f} s "
+            f"({speed:.1f} slices/s) -> {config.output}"
+        )
+        if outcome.interrupted:
+            typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
+    return outcome.interrupted

@@ -2,14 +2,15 @@
 
 The list is the one of kohya's sd-scripts (area at most that of the resolution, every width from ``min_side`` to
 ``max_side``); the choice compares logarithms of aspect ratios, as NovelAI does, so that a landscape picture and
-its transpose get transposed buckets.
+its transpose get transposed buckets. :func:`shrink_crop` is the other rule of kohya's: shapes without a list, from
+the pictures themselves.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowgrain.errors import ConfigError
+from flowgrain.errors import ConfigError, DataError
 
 Bucket = tuple[int, int]
 """(width, height) in pixels."""
@@ -26,21 +27,27 @@ class CoverCrop:
 
 
 def bucket_list(
-    resolution: int | tuple[int, int], step: int = 64, min_side: int | None = None, max_side: int | None = None
+    resolution: int | tuple[int, int],
+    step: int = 64,
+    min_side: int | None = None,
+    max_side: int | None = None,
+    square: int | None = None,
 ) -> tuple[Bucket, ...]:
     """Sorted (width, height) shapes of at most the resolution's area, sides multiples of ``step`` pixels.
 
     ``resolution`` is the side of a square or (width, height). ``min_side`` and ``max_side`` default to half and
-    twice the square's side. Raises :class:`ConfigError` where no shape fits or a limit is no multiple of ``step``.
+    twice the square's side. ``square`` is the side of the square that is always there: kohya's is the largest of the
+    area (default), NovelAI's the base resolution, 512 for 768x512. Raises :class:`ConfigError` where no shape fits
+    or a side is no multiple of ``step``.
     """
     width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
     if step < 1 or width < step or height < step:
         raise ConfigError(f"resolution {width}x{height}: both sides must be at least the bucket step ({step} px, >= 1)")
     area = width * height
-    side = math.isqrt(area) // step * step
+    side = math.isqrt(area) // step * step if square is None else square
     smallest = max(side // 2 // step, 1) * step if min_side is None else min_side
     largest = 2 * side if max_side is None else max_side
-    for name, value in (("min_side", smallest), ("max_side", largest)):
+    for name, value in (("square", side), ("min_side", smallest), ("max_side", largest)):
         if value < step or value % step:
             raise ConfigError(f"bucket {name} {value}: must be a positive multiple of the bucket step ({step} px)")
     if not smallest <= side <= largest:
@@ -85,6 +92,44 @@ def cover_crop(width: int, height: int, bucket: Bucket) -> CoverCrop:
     else:
         resize = (across, max(down, _round_ratio(height * across, width)))
     return CoverCrop(resize, (resize[0] - across) // 2, (resize[1] - down) // 2)
+
+
+def shrink_crop(width: int, height: int, resolution: int | tuple[int, int], step: int = 64) -> tuple[Bucket, CoverCrop]:
+    """The bucket of a picture that is never enlarged, and its resize and crop: kohya's ``bucket_no_upscale``.
+
+    A picture above the resolution's area is shrunk to it, with the side that fits the steps better a multiple of
+    ``step``; any other keeps its size. Both sides are then trimmed, centred, to multiples of ``step``, so that
+    buckets follow the pictures and no list is needed. Raises :class:`DataError` for a side below ``step`` pixels.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"sides must be positive, got {width}x{height}")
+    across, down = (resolution, resolution) if isinstance(resolution, int) else resolution
+    resize = (width, height) if width * height <= across * down else _shrunk(width, height, across * down, step)
+    bucket = (resize[0] // step * step, resize[1] // step * step)
+    if not all(bucket):
+        raise DataError(
+            f"{width}x{height} px becomes {resize[0]}x{resize[1]} without enlarging, below the bucket step of {step} "
+            "px; allow enlarging, lower the step or leave the picture out"
+        )
+    return bucket, CoverCrop(resize, (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2)
+
+
+def _shrunk(width: int, height: int, area: int, step: int) -> tuple[int, int]:
+    """Size of about ``area`` pixels and the picture's aspect, one side a multiple of ``step``."""
+    aspect = width / height
+    wide = math.sqrt(area * aspect)
+    across, down = _round_down(wide, step), _round_down(area / wide, step)
+    if across and down:
+        other_down, other_across = _round_down(across / aspect, step), _round_down(down * aspect, step)
+        if other_down and abs(across / other_down - aspect) < abs(other_across / down - aspect):
+            return across, int(across / aspect + 0.5)
+    return (int(down * aspect + 0.5), down) if down else (across, int(across / aspect + 0.5))
+
+
+def _round_down(length: float, step: int) -> int:
+    """Nearest pixel, then down to a multiple of ``step``."""
+    pixels = int(length + 0.5)
+    return pixels - pixels % step
 
 
 def _round_ratio(numerator: int, denominator: int) -> int:

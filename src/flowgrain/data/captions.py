@@ -1,10 +1,14 @@
 """Captions of images and of their slices.
 
-The caption of ``fox.png`` is ``fox.txt`` beside it. A slice takes the first of: its own caption (written by hand, in
-``fox.micro.txt`` or with its box), its level's template over the caption of the whole image, that caption itself. So
-a close-up is called a close-up, and training does not teach that every picture of the subject is one.
+The caption of ``fox.png`` is ``fox.txt`` or ``fox.caption`` (kohya's name for it) beside it. A slice takes the first
+of: its own caption (written by hand, in ``fox.micro.txt`` or with its box), its level's template over the caption of
+the whole image, that caption itself. So a close-up is called a close-up, and training does not teach that every
+picture of the subject is one.
 """
 
+import os
+import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,8 @@ from typing import Literal
 from flowgrain.errors import DataError
 
 CaptionSource = Literal["sidecar", "template", "root", "none"]
+CaptionExtension = Literal[".txt", ".caption"]
+CAPTION_EXTENSIONS: tuple[CaptionExtension, ...] = (".txt", ".caption")
 PLACEHOLDERS = ("caption", "trigger", "label")
 
 
@@ -25,12 +31,45 @@ class SliceCaption:
     source: CaptionSource
 
 
-def read_caption(image_path: Path) -> str | None:
-    """Caption in the ``.txt`` of the same stem, with runs of white space made one space; None without such a file.
+class CaptionConflict(DataError):
+    """A picture has two caption files that say different things."""
 
-    A byte-order mark is dropped. Raises :class:`DataError` with the byte offset where the file is not UTF-8.
+
+def read_caption(image_path: Path, extension: CaptionExtension | None = None) -> str | None:
+    """Caption in the ``.txt`` or ``.caption`` of the same stem, or in that of ``extension`` alone; None without one.
+
+    Runs of white space become one space and a byte-order mark is dropped. An empty file counts only where it is the
+    only one. Raises :class:`DataError` with the byte offset where a file is not UTF-8, :class:`CaptionConflict` where
+    both are there and differ.
     """
-    return _read_text(image_path.with_suffix(".txt"))
+    if extension is not None:
+        return _read_text(image_path.with_suffix(extension))
+    files = [image_path.with_suffix(ending) for ending in CAPTION_EXTENSIONS]
+    texts = [text for text in map(_read_text, files) if text is not None]
+    different = sorted({text for text in texts if text})
+    if len(different) > 1:
+        raise CaptionConflict(
+            f"{files[0]} and {files[1].name} hold different captions of {image_path.name}; remove one, or choose with "
+            "data.caption_extension"
+        )
+    return different[0] if different else "" if texts else None
+
+
+def decorate(caption: str, prefix: str, suffix: str) -> str:
+    """Prefix, caption and suffix with one space between them, none before a comma, semicolon, colon or full stop."""
+    if not (prefix or suffix):
+        return caption
+    text = ""
+    for part in (prefix.strip(), caption, suffix.strip()):
+        text += part if not text or part[:1] in (",", ";", ":", ".", "") else f" {part}"
+    return text
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with ``trigger`` put before it, unless it occurs there as a word."""
+    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
 
 
 def read_slice_caption(image_path: Path, names: Sequence[str]) -> str | None:
@@ -77,6 +116,8 @@ def slice_caption(own: str | None, template: str, root: str | None, trigger: str
 
 def _read_text(path: Path) -> str | None:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+            raise DataError(f"{path}: caption cannot be read (not a regular file)")
         data = path.read_bytes()
     except FileNotFoundError:
         return None

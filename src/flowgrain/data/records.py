@@ -1,15 +1,19 @@
 """The records that travel between decomposition, planning and training.
 
 ``SliceRecord`` is one line of a manifest: a crop of a root at one granularity, already rendered to its bucket
-size. ``Update`` is one optimizer step: micro-batches of slice indices with weights that sum to 1.
+size. ``Slice`` is one training picture of an opened data set. ``Update`` is one optimizer step: micro-batches of slice
+indices with weights that sum to 1.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from flowgrain.config import Config
+from flowgrain.data.buckets import Bucket, CoverCrop
+from flowgrain.data.images import WHITE, Colour
 from flowgrain.granularity import Granularity
 
 Box = tuple[float, float, float, float]
@@ -42,6 +46,65 @@ class SliceRecord(Config):
     score: float
     caption: str
     caption_source: str = Field(description="sidecar, template, root or none")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where the loss of a slice counts: a grey picture, white = train."""
+
+    path: Path
+    from_alpha: bool
+    """True: the alpha channel of ``path``, False: its grey values."""
+    digest: str
+    """SHA-1 of the file's bytes."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One training picture."""
+
+    slice_id: str
+    root: str
+    image: str
+    """Name of the source image; the roots cut from one image share it."""
+    level: str
+    granularity: int
+    path: Path
+    caption: str
+    bucket: Bucket
+    """(width, height) in pixels that the model sees."""
+    crop: CoverCrop | None
+    """How the file is brought to its bucket, None where it has that size."""
+    digest: str
+    """SHA-1 of the file's bytes."""
+    native: tuple[int, int]
+    """(width, height) before resizing, in source pixels: SDXL's original size."""
+    offset: tuple[int, int]
+    """(left, top) of the bucket in the resized picture: SDXL's crop corner."""
+    image_digest: str
+    """SHA-1 of the source image's bytes: the same picture in two sources has one."""
+    source: str
+    """Name of the source."""
+    weight: float = 1.0
+    """Factor of its loss."""
+    regularisation: bool = False
+    """True for pictures that only keep the model's prior; they are never held out."""
+    repeat: int = 1
+    """Which copy of a repeated picture this is, counted from 1."""
+    mask: Mask | None = None
+    """Where its loss counts, None: everywhere."""
+    background: Colour = WHITE
+    """What shows through where the picture is transparent."""
+
+    @property
+    def transform(self) -> str:
+        """Name of the file-to-bucket transform: part of every cache key."""
+        if self.crop is None:
+            name = "none"
+        else:
+            (width, height), (across, down) = self.crop.resize, self.bucket
+            name = f"lanczos {width}x{height} crop {self.crop.left},{self.crop.top} {across}x{down}"
+        return name if self.background == WHITE else f"{name} over {','.join(map(str, self.background))}"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,25 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from flowgrain.config import Config
+from flowgrain.data.columns import place_in_run, ranks, run_starts
 from flowgrain.data.records import MicroBatch, Update
+from flowgrain.data.sharding import shard
+from flowgrain.data.weights import Reduction, normalised_weights
+from flowgrain.data.windows import Windows, level_sets, shape_columns
 from flowgrain.errors import DataError
 from flowgrain.granularity import GRANULARITIES
 from flowgrain.rng import numpy_generator
+
+__all__ = [
+    "GranularityWeights",
+    "SliceTable",
+    "TupleConfig",
+    "co_occurrence",
+    "fill",
+    "plan_epoch",
+    "plan_hash",
+    "shard",
+]
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,17 @@ class SliceTable:
     """int64 code of the level; several levels may share a granularity (head and eyes are both micro)."""
     bucket: np.ndarray
     """int64 code of the shape: slices of one code can share a micro-batch."""
+    weight: np.ndarray | None = None
+    """float64 factor (> 0) of each slice's loss, None: 1 for all. Like lambda it is not normalised away."""
 
     def __post_init__(self):
-        lengths = {len(self.root), len(self.granularity), len(self.level), len(self.bucket)}
+        columns = [self.root, self.granularity, self.level, self.bucket]
+        columns += [] if self.weight is None else [self.weight]
+        lengths = {len(column) for column in columns}
         if len(lengths) != 1:
             raise ValueError(f"columns of a slice table must have one length, got {sorted(lengths)}")
+        if self.weight is not None and not (np.isfinite(self.weight) & (self.weight > 0)).all():
+            raise ValueError("slice weights must be positive and finite")
         if len(self) and not 0 <= self.granularity.min() <= self.granularity.max() < len(GRANULARITIES):
             raise ValueError(f"granularity indices must lie in 0 to {len(GRANULARITIES) - 1}")
 
@@ -75,7 +96,7 @@ class TupleConfig(Config):
         ge=1,
         description="most slices a forward pass; memory only, results do not change; null: batch_size",
     )
-    reduction: Literal["root", "level", "slice", "literal"] = Field(
+    reduction: Reduction = Field(
         default="root",
         description="mean over levels in a root then roots, over levels in an update, over slices; or Algorithm 2",
     )
@@ -85,6 +106,10 @@ class TupleConfig(Config):
     homogeneous: bool = Field(
         default=True,
         description="put roots that have the same levels in the same update where possible (grouping root)",
+    )
+    packing: Literal["random", "fill"] = Field(
+        default="random",
+        description="'random' draws the roots of an update, 'fill' prefers roots of like shapes: larger micro-batches",
     )
     drop_last: bool = Field(default=False, description="skip the smaller update that may end an epoch")
 
@@ -98,72 +123,57 @@ class TupleConfig(Config):
 def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) -> list[Update]:
     """The updates of one epoch; every slice is in exactly one of them (but for ``drop_last``).
 
-    Weights sum to 1 an update where all lambdas are 1, except with reduction ``literal``. The last update may be
-    smaller; its weights then count its own units. Raises :class:`DataError` where nothing is left to train on.
+    Weights sum to 1 an update where all lambdas and slice weights are 1, except with reduction ``literal``. The last
+    update may be smaller; its weights then count its own units. Raises :class:`DataError` where nothing is left to
+    train on.
     """
     if not len(table):
         raise DataError("no slices to plan: the data set is empty")
-    rng = numpy_generator(seed, epoch, "plan")
-    if config.grouping == "root":
-        unit = _compact(table.root)
-        signature = _signatures(unit, table.level) if config.homogeneous else np.zeros(int(unit.max()) + 1, np.int64)
-    else:
-        unit = np.arange(len(table))
-        signature = np.zeros(len(table), np.int64)
-    windows = _Windows.draw(signature, config.batch_size, rng)
+    by_root = config.grouping == "root"
+    unit = ranks(table.root) if by_root else np.arange(len(table))
+    windows = _draw(table, config, unit, numpy_generator(seed, epoch, "plan"))
     rows = np.lexsort((windows.position[unit], table.bucket, windows.of_unit[unit]))
-    if config.drop_last and len(signature) % config.batch_size:
+    if config.drop_last and windows.sizes[-1] < config.batch_size:
         rows = rows[windows.of_unit[unit[rows]] < windows.count - 1]
         if not len(rows):
             raise DataError(
-                f"drop_last leaves no update: {len(signature)} units, batch_size {config.batch_size}; "
+                f"drop_last leaves no update: {len(windows.position)} units, batch_size {config.batch_size}; "
                 "lower batch_size or set drop_last to false"
             )
     window = windows.of_unit[unit[rows]]
     starts = _micro_batch_starts(window, table.bucket[rows], config.micro_batch or config.batch_size)
-    weights = _weights(table, config, rows, unit, window, starts)
+    reduction = config.reduction if by_root else "slice"
+    weights = _factors(table, config, rows) * normalised_weights(
+        reduction, window, unit[rows], table.level[rows], starts
+    )
     return _assemble(rows, weights, starts, window, windows.sizes, epoch)
 
 
-def shard(update: Update, rank: int, world: int) -> Update:
-    """The part of an update that process ``rank`` of ``world`` runs, with the weights of the whole.
-
-    Micro-batches larger than an even share are cut, then dealt largest first to the process with fewest slices.
-    Every process gets the same number: those short of it repeat a slice with weight 0, since collective operations
-    must meet. The sum of gradients over processes is the gradient of the update.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must lie in 0 to world - 1, got rank {rank} of world {world}")
-    if world == 1:
-        return update
-    total = sum(len(batch.slices) for batch in update.micro_batches)
-    share = -(-total // world)
-    pieces = [
-        MicroBatch(batch.slices[start : start + share], batch.weights[start : start + share])
-        for batch in update.micro_batches
-        for start in range(0, len(batch.slices), share)
-    ]
-    parts: list[list[int]] = [[] for _ in range(world)]
-    loads = [0] * world
-    for index in sorted(range(len(pieces)), key=lambda i: -len(pieces[i].slices)):
-        poorest = loads.index(min(loads))
-        parts[poorest].append(index)
-        loads[poorest] += len(pieces[index].slices)
-    own = tuple(pieces[index] for index in sorted(parts[rank]))
-    idle = MicroBatch((own[0] if own else pieces[0]).slices[:1], np.zeros(1))
-    padding = max(len(part) for part in parts) - len(own)
-    return Update(update.epoch, update.index, update.roots, own + (idle,) * padding)
-
-
 def plan_hash(updates: Sequence[Update]) -> str:
-    """Hexadecimal digest of a plan: order, micro-batches, slices and weights. A resumed run compares it."""
+    """Hexadecimal digest of a plan: which slices each update has, with which weights. A resumed run compares it.
+
+    The cut into micro-batches is left out: it changes memory and rounding alone, and a run that met its memory's limit
+    must be able to go on with a smaller one.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for update in updates:
-        shape = [update.epoch, update.index, update.roots, *(len(batch.slices) for batch in update.micro_batches)]
-        digest.update(np.array([len(shape), *shape], dtype="<i8").tobytes())
-        digest.update(np.concatenate([batch.slices for batch in update.micro_batches]).astype("<i8").tobytes())
-        digest.update(np.concatenate([batch.weights for batch in update.micro_batches]).astype("<f8").tobytes())
+        slices = np.concatenate([batch.slices for batch in update.micro_batches]).astype("<i8")
+        weights = np.concatenate([batch.weights for batch in update.micro_batches]).astype("<f8")
+        order = np.argsort(slices, kind="stable")
+        digest.update(np.array([update.epoch, update.index, update.roots, len(slices)], dtype="<i8").tobytes())
+        digest.update(slices[order].tobytes() + weights[order].tobytes())
     return digest.hexdigest()
+
+
+def fill(updates: Sequence[Update], micro_batch: int) -> float:
+    """Slices per micro-batch over ``micro_batch``, in (0, 1]: how much of the room of a forward pass is used.
+
+    Raises ValueError without an update or for a micro-batch below 1.
+    """
+    if not updates or micro_batch < 1:
+        raise ValueError(f"fill needs an update and a positive micro-batch, got {len(updates)} and {micro_batch}")
+    passes = sum(len(update.micro_batches) for update in updates)
+    return sum(update.slices for update in updates) / (passes * micro_batch)
 
 
 def co_occurrence(updates: Sequence[Update], table: SliceTable) -> float:
@@ -172,108 +182,37 @@ def co_occurrence(updates: Sequence[Update], table: SliceTable) -> float:
     for number, update in enumerate(updates):
         for batch in update.micro_batches:
             step[batch.slices] = number
-    root = _compact(table.root)
+    root = ranks(table.root)
     order = np.argsort(root, kind="stable")
-    starts = _run_starts(root[order])
+    starts = run_starts(root[order])
     first, last = np.minimum.reduceat(step[order], starts), np.maximum.reduceat(step[order], starts)
     several = np.diff(np.append(starts, len(root))) > 1
     return float(np.mean(((first == last) & (first >= 0))[several])) if several.any() else 1.0
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Which window each unit is in, and its place in the epoch's shuffled order."""
-
-    of_unit: np.ndarray
-    position: np.ndarray
-    sizes: np.ndarray
-
-    @property
-    def count(self) -> int:
-        return len(self.sizes)
-
-    @staticmethod
-    def draw(signature: np.ndarray, batch_size: int, rng: np.random.Generator) -> "_Windows":
-        """Full windows of one signature each, then windows of the pooled remainders; shuffled, the short one last."""
-        units = len(signature)
-        shuffled = rng.permutation(units)
-        position = np.empty(units, np.int64)
-        position[shuffled] = np.arange(units)
-        by_class = shuffled[np.argsort(signature[shuffled], kind="stable")]
-        starts = _run_starts(signature[by_class])
-        lengths = np.diff(np.append(starts, units))
-        place = np.arange(units) - np.repeat(starts, lengths)
-        full = place < np.repeat(lengths // batch_size * batch_size, lengths)
-        pooled = by_class[~full]
-        pooled = pooled[np.argsort(position[pooled])]
-        order = np.concatenate([by_class[full], pooled])
-        full_windows, rest = divmod(units, batch_size)
-        number = rng.permutation(full_windows)
-        if rest:
-            number = np.append(number, full_windows)
-        of_unit = np.empty(units, np.int64)
-        of_unit[order] = number[np.arange(units) // batch_size]
-        return _Windows(of_unit, position, np.bincount(of_unit))
+def _draw(table: SliceTable, config: TupleConfig, unit: np.ndarray, rng: np.random.Generator) -> Windows:
+    """The windows of an epoch, as the configuration groups and packs them."""
+    by_root = config.grouping == "root"
+    if by_root and config.homogeneous:
+        classes = level_sets(unit, table.level)
+    else:
+        classes = np.zeros(int(unit.max()) + 1, np.int64)
+    if config.packing == "random":
+        return Windows.draw(classes, config.batch_size, rng)
+    shapes = shape_columns(unit, table.level, table.bucket) if by_root else [table.bucket]
+    return Windows.draw(classes, config.batch_size, rng, shapes)
 
 
-def _compact(codes: np.ndarray) -> np.ndarray:
-    """Codes replaced by their ranks, 0 to n - 1."""
-    return np.unique(codes, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def _run_starts(values: np.ndarray) -> np.ndarray:
-    """Index of the first entry of each run of equal values."""
-    return np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-
-
-def _signatures(unit: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """A code of each unit's set of levels: equal codes, equal sets."""
-    level = _compact(level)
-    signature = np.zeros(int(unit.max()) + 1, np.int64)
-    for code in range(int(level.max()) + 1):
-        present = np.zeros_like(signature)
-        present[unit[level == code]] = 1
-        signature = _compact(2 * signature + present)
-    return signature
+def _factors(table: SliceTable, config: TupleConfig, rows: np.ndarray) -> np.ndarray:
+    """What multiplies the normalised weight of each row: lambda of its granularity, times its own weight."""
+    factor = config.lambdas.as_array()[table.granularity[rows]]
+    return factor if table.weight is None else factor * table.weight[rows]
 
 
 def _micro_batch_starts(window: np.ndarray, bucket: np.ndarray, micro_batch: int) -> np.ndarray:
     """First row of each micro-batch: one window, one bucket, at most ``micro_batch`` rows."""
-    changes = np.append(True, (window[1:] != window[:-1]) | (bucket[1:] != bucket[:-1]))
-    runs = np.flatnonzero(changes)
-    place = np.arange(len(window)) - np.repeat(runs, np.diff(np.append(runs, len(window))))
-    return np.flatnonzero(place % micro_batch == 0)
-
-
-def _weights(
-    table: SliceTable, config: TupleConfig, rows: np.ndarray, unit: np.ndarray, window: np.ndarray, starts: np.ndarray
-) -> np.ndarray:
-    """Weight of each row's loss in its window's objective (spec c.2; Eq. 6)."""
-    factor = config.lambdas.as_array()[table.granularity[rows]]
-    group, level = unit[rows], table.level[rows]
-    if config.grouping == "slice" or config.reduction == "slice":
-        return factor / np.bincount(window)[window]
-    if config.reduction == "literal":
-        lengths = np.diff(np.append(starts, len(rows)))
-        return factor / np.repeat(lengths, lengths)
-    if config.reduction == "level":
-        return factor / _level_shares(window, level)
-    roots_in_window = np.bincount(_distinct(window, group)[0])[window]
-    return factor / (roots_in_window * _level_shares(group, level))
-
-
-def _level_shares(group: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """K_g * n_gk of each row: levels present in its group times the rows of its own level there."""
-    groups, counts, pair = _distinct(group, level)
-    return np.bincount(groups)[group] * counts[pair]
-
-
-def _distinct(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct pairs: the first entry of each, its number of rows, and each row's pair."""
-    second = _compact(second)
-    width = int(second.max()) + 1
-    pairs, inverse, counts = np.unique(first * width + second, return_inverse=True, return_counts=True)
-    return pairs // width, counts, inverse.reshape(-1)
+    runs = np.flatnonzero(np.append(True, (window[1:] != window[:-1]) | (bucket[1:] != bucket[:-1])))
+    return np.flatnonzero(place_in_run(runs, len(window)) % micro_batch == 0)
 
 
 def _assemble(
@@ -281,7 +220,7 @@ def _assemble(
 ) -> list[Update]:
     bounds = np.append(starts, len(rows)).tolist()
     batches = [MicroBatch(rows[begin:end], weights[begin:end]) for begin, end in pairwise(bounds)]
-    first = np.append(_run_starts(window[starts]), len(starts)).tolist()
+    first = np.append(run_starts(window[starts]), len(starts)).tolist()
     return [
         Update(epoch, index, int(roots[index]), tuple(batches[begin:end]))
         for index, (begin, end) in enumerate(pairwise(first))

@@ -21,7 +21,7 @@ from flowgrain.report.comparison import comparison_page
 from flowgrain.report.run_log import RunLog, parse_log
 from flowgrain.report.sections.training import TimeLaws
 from flowgrain.train.log import read_log
-from flowgrain.train.loop import RECIPE_NAME, RUN_NAME
+from flowgrain.train.state import RECIPE_NAME, RUN_NAME
 
 REPORT_NAME = "report.html"
 SUBSETS: dict[PictureKind, str] = {"whole": "whole images", "close-up": "close-ups"}

@@ -24,8 +24,9 @@ from flowgrain.sample.session import SamplePlan, draw
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.decompose import decompose
 from flowgrain.slices.presets import preset_path
-from flowgrain.train.loop import RUN_NAME, Observer, train
+from flowgrain.train.loop import Observer, train
 from flowgrain.train.recipe import Recipe, find_recipe
+from flowgrain.train.state import RUN_NAME
 
 MODEL = "tiny-flux"
 BASE = "base"

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from flowgrain.flow.paths import Path
 from flowgrain.flow.time_laws import LinearShift
 
+Quantization = Literal["none", "int8", "nf4", "fp8"]
+"""How the linear layers of a frozen backbone are stored: as they are, 8-bit integers, 4-bit normal floats, 8-bit
+floats. Activations and adapters are not quantised."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -95,12 +99,49 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, model: str, dtype: torch.dtype, device: torch.device) -> "Family":
-        """Load a diffusers folder or hub id, frozen and in eval mode; raises ModelError naming what is wrong."""
+    def load(
+        cls, model: str, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none"
+    ) -> "Family":
+        """Load a diffusers folder or hub id, frozen and in eval mode; ``quantization`` is of :meth:`blocks` alone.
+
+        Raises ModelError naming what is wrong, MissingExtraError where the quantisation's library is not installed.
+        """
+
+    @classmethod
+    @abstractmethod
+    def skeleton(cls, model: str, dtype: torch.dtype) -> "Family":
+        """The model from its configuration files alone, every weight on the meta device: what forecasts run on.
+
+        Raises ModelError naming what is wrong.
+        """
 
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
         """Named modules that an adapter may be injected in."""
+
+    @abstractmethod
+    def encoders(self) -> dict[str, nn.Module]:
+        """Autoencoder and text encoders by name: what an update over cached data does not need."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's repeated blocks: what is checkpointed, compiled and quantised, in running order."""
+
+    @abstractmethod
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Keep only the blocks' inputs for the backward pass and compute the rest again there; same gradients."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile each kind of repeated block once with torch.compile; equal to rounding."""
+
+    @abstractmethod
+    def offload_encoders(self) -> None:
+        """Move :meth:`encoders` to the CPU; they come to the device when they are called.
+
+        Calls of this class send them back afterwards. A pipeline's call leaves the last one that it used on the
+        device, until this method is called again.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:

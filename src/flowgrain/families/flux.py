@@ -25,11 +25,14 @@ from flowgrain.families.base import (
     Family,
     Posterior,
     Prediction,
+    Quantization,
     TextEmbedding,
 )
 from flowgrain.families.fingerprint import module_digest, tokenizer_digest
 from flowgrain.families.flux_config import capabilities_of, shift_of
-from flowgrain.families.flux_loading import check_parts, load_adapter, load_pipeline
+from flowgrain.families.flux_loading import check_parts, load_adapter, load_pipeline, skeleton_pipeline
+from flowgrain.families.offload import EncoderOffload
+from flowgrain.families.quantization import quantize_linears
 from flowgrain.flow.paths import Path, RectifiedFlow
 from flowgrain.flow.time_laws import LinearShift
 
@@ -89,11 +92,20 @@ class Flux(Family):
         limit = MAX_TEXT_TOKENS if self._guided else MAX_TEXT_TOKENS_WITHOUT_GUIDANCE
         self.max_sequence_length = min(pipeline.tokenizer_2.model_max_length, limit)
         self._fingerprint: str | None = None
+        self._offload: EncoderOffload | None = None
 
     @classmethod
-    def load(cls, model: str, dtype: torch.dtype, device: torch.device) -> "Flux":
+    def load(cls, model: str, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none") -> "Flux":
         """See :meth:`Family.load`."""
-        return cls(load_pipeline(model, dtype).to(device), model)
+        family = cls(load_pipeline(model, dtype), model)
+        quantize_linears(family.blocks(), quantization, device)
+        family._pipeline.to(device)
+        return family
+
+    @classmethod
+    def skeleton(cls, model: str, dtype: torch.dtype) -> "Flux":
+        """See :meth:`Family.skeleton`."""
+        return cls(skeleton_pipeline(model, dtype), model)
 
     @property
     def device(self) -> torch.device:
@@ -104,13 +116,38 @@ class Flux(Family):
         """See :meth:`Family.components`."""
         return {TRANSFORMER: self._transformer}
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """See :meth:`Family.encoders`, in the order in which a pipeline calls them."""
+        pipe = self._pipeline
+        return {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2, "vae": pipe.vae}
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`Family.blocks`: double blocks, then single blocks."""
+        return [*self._transformer.transformer_blocks, *self._transformer.single_transformer_blocks]
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """See :meth:`Family.gradient_checkpointing`."""
+        if enabled:
+            self._transformer.enable_gradient_checkpointing()
+        else:
+            self._transformer.disable_gradient_checkpointing()
+
+    def compile(self) -> None:
+        """See :meth:`Family.compile`."""
+        self._transformer.compile_repeated_blocks()
+
+    def offload_encoders(self) -> None:
+        """See :meth:`Family.offload_encoders`."""
+        if self._offload is None:
+            self._offload = EncoderOffload(list(self.encoders().values()), self.device)
+        self._offload.park()
+
     def fingerprint(self) -> str:
         """See :meth:`Family.fingerprint`; covers the tokenizers and the text length too."""
         if self._fingerprint is None:
             pipe = self._pipeline
-            weights = module_digest(
-                {"vae": self._vae, "text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
-            )
+            parts = self.encoders()
+            weights = module_digest({name: parts[name] for name in ("vae", "text_encoder", "text_encoder_2")})
             texts = f"{tokenizer_digest(pipe.tokenizer)}-{tokenizer_digest(pipe.tokenizer_2)}"
             self._fingerprint = f"flux-{weights}-{texts}-{self.max_sequence_length}"
         return self._fingerprint
@@ -119,8 +156,9 @@ class Flux(Family):
     def encode_pixels(self, pixels: Float[Tensor, "b 3 h w"]) -> Posterior:
         """See :meth:`Family.encode_pixels`; one image a call, so that an image's bits do not depend on its batch."""
         self._check_size(pixels.shape[-2], pixels.shape[-1], self.capabilities.pixel_multiple, "pixels")
-        rows = pixels.to(self._vae.device, self._vae.dtype).split(1)
-        posteriors = [self._vae.encode(row).latent_dist for row in rows]
+        rows = pixels.to(self.device, self._vae.dtype).split(1)
+        with self._parked_after():
+            posteriors = [self._vae.encode(row).latent_dist for row in rows]
         return Posterior(
             mean=torch.cat([posterior.mean for posterior in posteriors]).float(),
             logvar=torch.cat([posterior.logvar for posterior in posteriors]).float(),
@@ -135,8 +173,9 @@ class Flux(Family):
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """See :meth:`Family.decode`; one image a call."""
         unscaled = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
-        rows = unscaled.to(self._vae.device, self._vae.dtype).split(1)
-        return torch.cat([self._vae.decode(row, return_dict=False)[0] for row in rows]).float()
+        rows = unscaled.to(self.device, self._vae.dtype).split(1)
+        with self._parked_after():
+            return torch.cat([self._vae.decode(row, return_dict=False)[0] for row in rows]).float()
 
     def tokens(self, height: int, width: int) -> int:
         """See :meth:`Family.tokens`: one token a 2x2 patch of latent cells."""
@@ -147,12 +186,13 @@ class Flux(Family):
     @torch.no_grad()
     def embed_text(self, captions: list[str]) -> TextEmbedding:
         """See :meth:`Family.embed_text`; one caption a call, so that its bits do not depend on its batch."""
-        rows = []
-        for caption in captions:
-            prompt, pooled, _ = self._pipeline.encode_prompt(
-                prompt=[caption], prompt_2=[caption], max_sequence_length=self.max_sequence_length
-            )
-            rows.append(TextEmbedding({"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}))  # pyright: ignore
+        length, rows = self.max_sequence_length, []
+        with self._parked_after():
+            for caption in captions:
+                prompt, pooled, _ = self._pipeline.encode_prompt(
+                    prompt=[caption], prompt_2=[caption], device=self.device, max_sequence_length=length
+                )
+                rows.append(TextEmbedding({"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}))  # pyright: ignore
         return TextEmbedding.stack(rows)
 
     def condition(self, inputs: ConditionInputs) -> Conditioning:
@@ -239,6 +279,15 @@ class Flux(Family):
     def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """See :meth:`Family.pipeline_latents`: packed, as FluxPipeline takes them."""
         return self._pack(noise.to(self.device, self._transformer.dtype))
+
+    @contextmanager
+    def _parked_after(self) -> Iterator[None]:
+        """Send offloaded encoders back to the CPU after the block, which may have called them."""
+        try:
+            yield
+        finally:
+            if self._offload is not None:
+                self._offload.park()
 
     def _pack(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         return FluxPipeline._pack_latents(latents, *latents.shape)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from flowgrain.errors import ModelError
@@ -30,6 +30,21 @@ def load_pipeline(model: str, dtype: torch.dtype) -> FluxPipeline:
         raise ModelError(
             f"{model}: cannot be loaded as a FLUX model in diffusers layout ({type(error).__name__}: {_line(error)}); "
             "give a complete folder with model_index.json or a hub id"
+        ) from None
+
+
+def skeleton_pipeline(model: str, dtype: torch.dtype) -> FluxPipeline:
+    """A pipeline whose models have the shapes and dtype of the configuration files and no values (meta device).
+
+    Tokenizers and scheduler are the real ones. Raises ModelError for a folder or hub id without these files.
+    """
+    try:
+        with _quiet_loading():
+            return _skeleton_parts(model, dtype)
+    except _LOAD_ERRORS as error:
+        raise ModelError(
+            f"{model}: its configuration cannot be read as that of a FLUX model in diffusers layout "
+            f"({type(error).__name__}: {_line(error)}); give a complete folder with model_index.json or a hub id"
         ) from None
 
 
@@ -72,6 +87,27 @@ def _load_parts(model: str, dtype: torch.dtype) -> FluxPipeline:
         state = pipeline.components[part].state_dict()
         _refuse_missing(model, part, {name for name, tensor in state.items() if tensor.is_meta})
     return pipeline
+
+
+def _skeleton_parts(model: str, dtype: torch.dtype) -> FluxPipeline:
+    transformer: Any = FluxTransformer2DModel.load_config(model, subfolder="transformer")
+    vae: Any = AutoencoderKL.load_config(model, subfolder="vae")
+    clip = CLIPTextConfig.from_pretrained(model, subfolder="text_encoder")
+    t5 = T5Config.from_pretrained(model, subfolder="text_encoder_2")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler")
+    with torch.device("meta"):
+        parts: dict[str, Any] = {
+            "transformer": FluxTransformer2DModel.from_config(transformer),
+            "vae": AutoencoderKL.from_config(vae),
+            "text_encoder": CLIPTextModel(clip),
+            "text_encoder_2": T5EncoderModel(t5),
+        }
+    return FluxPipeline(
+        **{name: part.to(dtype) for name, part in parts.items()},
+        tokenizer=AutoTokenizer.from_pretrained(model, subfolder="tokenizer"),
+        tokenizer_2=AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2"),
+        scheduler=scheduler,
+    )
 
 
 def _refuse_missing(model: str, part: str, names: set[str]) -> None:

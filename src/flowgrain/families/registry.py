@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from flowgrain.errors import ConfigError, ModelError
-from flowgrain.families.base import Capabilities, Family
+from flowgrain.families.base import Capabilities, Family, Quantization
 
 EMBEDDED_MODELS = ("tiny-flux",)
 """Models that the package carries; a folder of the same name is reached as ``./tiny-flux``."""
@@ -34,12 +34,30 @@ _FAMILIES: dict[str, Callable[[], type[Family]]] = {"flux": _flux}
 _PIPELINES = {"FluxPipeline": "flux"}
 
 
-def load_family(model: str, family: str | None, dtype: torch.dtype, device: torch.device) -> Family:
+def load_family(
+    model: str,
+    family: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization = "none",
+) -> Family:
     """Load ``model``: a name of EMBEDDED_MODELS, a diffusers folder or a hub id, frozen and in eval mode.
 
-    ``family`` None reads it from the pipeline class in model_index.json. Raises ConfigError for an unknown family
-    and ModelError for a model that cannot be found, read or matched to a family.
+    ``family`` None reads it from the pipeline class in model_index.json. Raises ConfigError for an unknown family,
+    ModelError for a model that cannot be found, read or matched to a family, and MissingExtraError where the
+    library of ``quantization`` is not installed.
     """
+    kind, location = _find_family(model, family)
+    return kind.load(location, dtype, device, quantization)
+
+
+def load_skeleton(model: str, family: str | None, dtype: torch.dtype) -> Family:
+    """As :func:`load_family`, from configuration files and tokenizers alone, with all weights on the meta device."""
+    kind, location = _find_family(model, family)
+    return kind.skeleton(location, dtype)
+
+
+def _find_family(model: str, family: str | None) -> tuple[type[Family], str]:
     if family is not None and family not in _FAMILIES:
         close = difflib.get_close_matches(family, _FAMILIES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known families: {', '.join(_FAMILIES)}"
@@ -48,7 +66,7 @@ def load_family(model: str, family: str | None, dtype: torch.dtype, device: torc
     detected = _detect_family(model, location)
     if family is not None and family != detected:
         raise ModelError(f"{model} is a {detected} model, the configuration says '{family}'; correct or remove it")
-    return _FAMILIES[detected]().load(location, dtype, device)
+    return _FAMILIES[detected](), location
 
 
 def read_capabilities(model: str) -> Capabilities:

@@ -109,10 +109,17 @@ class RectifiedFlow(Path):
         )
 
 
-def grouped_mse(prediction: Float[Tensor, "b c h w"], sample: PathSample) -> Float[Tensor, " b"]:
-    """Squared error a sample, in float32 at least: mean over each group's elements, groups summed by weight."""
+def grouped_mse(
+    prediction: Float[Tensor, "b c h w"], sample: PathSample, cell_weight: Float[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, " b"]:
+    """Squared error a sample, in float32 at least: mean over each group's elements, groups summed by weight.
+
+    ``cell_weight`` (a mask, values >= 0) multiplies the error of each latent cell before the mean.
+    """
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     squared = (prediction.to(dtype) - sample.target.to(dtype)).square()
+    if cell_weight is not None:
+        squared = squared * cell_weight.to(dtype)
     groups = torch.split(squared, list(sample.group_channels), dim=1)
     by_group = torch.stack([group.flatten(1).mean(dim=1) for group in groups], dim=1)
     return (by_group * sample.group_weight.to(by_group.dtype)).sum(dim=1)

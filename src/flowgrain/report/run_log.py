@@ -26,7 +26,8 @@ class ValidationRecord:
     """One fixed-noise validation: the loss by level and noise level, and by level and root."""
 
     update: int
-    budget_fraction: float
+    budget_fraction: float | None
+    """Multiple of N1, None for one in between."""
     loss: float
     t: tuple[float, ...]
     by_level: Mapping[str, Sequence[float]]
@@ -56,7 +57,11 @@ class RunLog:
 
     def validation_at(self, fraction: float) -> ValidationRecord | None:
         """The last validation at ``fraction`` of the budget, None if there was none."""
-        found = [v for v in self.validations if abs(v.budget_fraction - fraction) < BUDGET_TOLERANCE]
+        found = [
+            v
+            for v in self.validations
+            if v.budget_fraction is not None and abs(v.budget_fraction - fraction) < BUDGET_TOLERANCE
+        ]
         return found[-1] if found else None
 
     def cost(self, until_update: int) -> TrainingCost:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ class Checkpoint:
 
     path: Path
     update: int
+    budget_fractions: tuple[float, ...]
+    """The multiples of N1 that it marks, none for one that only serves resuming or is the best."""
     budget_fraction: float | None
-    """The multiple of N1 that it marks, None for one that only serves resuming."""
+    """The multiple that it was chosen by, else the last that it marks."""
 
     @property
     def adapter(self) -> Path:
@@ -66,21 +68,42 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        return Checkpoint(folder, int(state["update"]), state["budget_fraction"])
+        mark = state["budget_fraction"]
+        # flowgrain 0.1 wrote the last multiple alone
+        marks = tuple(state.get("budget_fractions", [] if mark is None else [mark]))
+        return Checkpoint(folder, int(state["update"]), marks, mark)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint state ({error}); choose another checkpoint") from None
 
 
 def choose_checkpoint(run: Path, at: float | None) -> Checkpoint:
-    """The last complete checkpoint, or the one at budget fraction ``at``; CheckpointError lists what there is."""
+    """The last complete checkpoint, or the one at budget fraction ``at``; CheckpointError lists what there is.
+
+    Of several with one fraction the last counts: a run that was made longer reaches its fractions anew.
+    """
     checkpoints = list_checkpoints(run)
     if not checkpoints:
         raise CheckpointError(f"{run}: no complete checkpoint yet; train first or wait for the first one")
     if at is None:
         return checkpoints[-1]
-    marked = [checkpoint for checkpoint in checkpoints if checkpoint.budget_fraction is not None]
-    for checkpoint in marked:
-        if math.isclose(checkpoint.budget_fraction or 0.0, at, rel_tol=1e-9):
-            return checkpoint
-    there = ", ".join(f"{checkpoint.budget_fraction:g}" for checkpoint in marked) or "none"
+    for checkpoint in reversed(checkpoints):
+        if any(math.isclose(mark, at, rel_tol=1e-9) for mark in checkpoint.budget_fractions):
+            return replace(checkpoint, budget_fraction=at)
+    marks = sorted({mark for checkpoint in checkpoints for mark in checkpoint.budget_fractions})
+    there = ", ".join(f"{mark:g}" for mark in marks) or "none"
     raise CheckpointError(f"{run}: no checkpoint at budget fraction {at:g}; there are: {there}")
+
+
+def best_checkpoint(run: Path) -> Checkpoint:
+    """The checkpoint of the lowest held-out loss; CheckpointError where the run names none."""
+    path = run / "best.json"
+    try:
+        folder = run / str(json.loads(path.read_text(encoding="utf-8"))["checkpoint"])
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{run}: no best checkpoint; it is kept by runs with validation (and validation.keep_best) "
+            "from the first measurement after update 0 on"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); choose a checkpoint folder") from None
+    return open_checkpoint(folder)

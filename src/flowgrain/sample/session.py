@@ -1,7 +1,6 @@
 """Draw what is missing in a sample folder and keep its manifest true at every moment."""
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from flowgrain.families.fingerprint import module_digest
 from flowgrain.files import atomic_write_bytes
 from flowgrain.sample.generate import ProgressCallback, SampleConfig, generate_pairs, picture_size
 from flowgrain.sample.manifest import Provenance, done_already, plan_records, write_manifest
+from flowgrain.sample.pictures import png_bytes
 from flowgrain.sample.run_folder import Checkpoint, ModelChoice
 
 
@@ -53,9 +53,7 @@ def draw(family: Family, plan: SamplePlan, on_progress: ProgressCallback) -> Sam
         pictures = generate_pairs(family, adapter, plan.prompts, todo, plan.config, on_progress)
         for index, seed, image in pictures:
             record = by_pair[index, seed]
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG")
-            atomic_write_bytes(plan.out / record.file, buffer.getvalue())
+            atomic_write_bytes(plan.out / record.file, png_bytes(image))
             lines.append(record)
             write_manifest(plan.out, lines)
     return SampleOutcome(drawn=len(missing), kept=len(records) - len(missing))

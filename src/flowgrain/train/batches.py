@@ -7,6 +7,7 @@ from flowgrain.data.cache import EmbeddingSource, PosteriorSource
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import MicroBatch
 from flowgrain.families.base import ConditionInputs, Family, Posterior, SizeGeometry, TextEmbedding
+from flowgrain.train.masks import MaskConfig, cell_weights
 from flowgrain.train.objective import Batch
 
 
@@ -25,6 +26,7 @@ class BatchBuilder:
         embeddings: EmbeddingSource,
         seed: int,
         guidance: float,
+        mask: MaskConfig,
         device: torch.device,
     ):
         self._dataset = dataset
@@ -33,6 +35,7 @@ class BatchBuilder:
         self._embeddings = embeddings
         self._seed = seed
         self._guidance = guidance
+        self._mask = mask
         self._device = device
 
     def build(self, micro: MicroBatch, epoch: int) -> Batch:
@@ -53,6 +56,7 @@ class BatchBuilder:
             inputs=self.inputs(indices, [self._dataset.caption(i, self._seed, epoch) for i in indices]),
             weight=torch.tensor(micro.weights, dtype=torch.float64, device=self._device),
             names=names,
+            cell_weight=self._cell_weights(indices, epoch),
         )
 
     def inputs(self, indices: list[int], captions: list[str]) -> ConditionInputs:
@@ -63,6 +67,17 @@ class BatchBuilder:
             guidance=self._guidance,
             geometry=self._geometry(indices),
         )
+
+    def _cell_weights(self, indices: list[int], epoch: int) -> torch.Tensor | None:
+        """Weights of the latent cells, None where no slice of the micro-batch has a mask."""
+        masks = [self._dataset.mask(i, self._dataset.flipped(i, self._seed, epoch)) for i in indices]
+        if all(mask is None for mask in masks):
+            return None
+        width, height = self._dataset.slices[indices[0]].bucket
+        scale = self._family.capabilities.latent_scale
+        whole = torch.ones(height, width)
+        rows = [cell_weights(whole if mask is None else mask, scale, self._mask) for mask in masks]
+        return torch.stack(rows).to(self._device)
 
     def _draw(self, shape: tuple[int, ...], epoch: int, names: list[str], purpose: str) -> torch.Tensor:
         rows = [rng.normal(shape, self._seed, epoch, name, purpose) for name in names]

@@ -2,13 +2,16 @@
 
 from collections import Counter
 
+import torch
+
 from flowgrain.data.cache import forecast_bytes
-from flowgrain.data.dataset import SliceDataset, open_dataset
+from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import Update
 from flowgrain.data.tuples import plan_epoch
 from flowgrain.families.registry import read_capabilities
+from flowgrain.train.memory_forecast import MemoryModel, largest_micro_batch, shape_of
 from flowgrain.train.recipe import Recipe
-from flowgrain.train.setup import choose_device, choose_precision
+from flowgrain.train.setup import choose_device, choose_precision, open_data
 
 
 def forecast(recipe: Recipe) -> str:
@@ -18,7 +21,7 @@ def forecast(recipe: Recipe) -> str:
     """
     device = choose_device(recipe.device)
     capabilities = read_capabilities(recipe.model.path)
-    dataset = open_dataset(recipe.data, capabilities.pixel_multiple)
+    dataset, _ = open_data(recipe, capabilities.pixel_multiple)
     plan = plan_epoch(dataset.table, recipe.tuples, recipe.seed, epoch=0)
     return "\n".join(
         [
@@ -27,11 +30,18 @@ def forecast(recipe: Recipe) -> str:
             *_data_lines(dataset),
             *_plan_lines(recipe, plan),
             _budget_line(recipe, plan),
+            *_memory_lines(recipe, dataset, plan, device),
             f"cache: {forecast_bytes(dataset, capabilities) / 2**20:.1f} MiB of latents "
             f"({len(dataset.slices)} slices x {len(dataset.flips)} mirror states)",
+            "time: not forecast; --trial-update measures one micro-batch and extrapolates",
             f"output: {recipe.output}",
         ]
     )
+
+
+def _memory_lines(recipe: Recipe, dataset: SliceDataset, plan: list[Update], device: torch.device) -> list[str]:
+    shape = shape_of(dataset, largest_micro_batch(dataset, plan))
+    return MemoryModel(recipe, device, choose_precision(recipe.precision, device)).forecast(shape).lines()
 
 
 def _data_lines(dataset: SliceDataset) -> list[str]:

@@ -1,42 +1,48 @@
 """The training loop: plan, update, log, measure, save; resume exactly.
 
-It owns the plan, the state and the signals, and knows nothing of what is minimised: that is the objective's.
+It owns the plan, the state and the signals, and knows nothing of what is minimised: that is the objective's. Every
+process runs it alike; only the main one writes.
 """
 
-import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flowgrain import __version__, rng
+from flowgrain import rng
 from flowgrain.config import dump_yaml
+from flowgrain.data.quarantine import QUARANTINE_NAME, describe_problems, write_quarantine
+from flowgrain.data.records import Update
 from flowgrain.data.tuples import plan_hash, shard
-from flowgrain.errors import CheckpointError
+from flowgrain.errors import CheckpointError, NonFiniteError
 from flowgrain.files import atomic_write_text
+from flowgrain.train.adapter_header import adapter_header
+from flowgrain.train.best import Best, best_of_log, improves, write_best
+from flowgrain.train.disk import low_space, writing
+from flowgrain.train.lock import locked
 from flowgrain.train.log import RunLog
 from flowgrain.train.recipe import Recipe
+from flowgrain.train.repro import bundle_path, write_bundle
+from flowgrain.train.resume import clean, restore, starting_point
+from flowgrain.train.run_file import RunStatus, start_date, write_run_file
+from flowgrain.train.runtime import ALONE, Runtime
 from flowgrain.train.schedule import Progress, finished, learning_rate_factor, milestones_reached, spent
 from flowgrain.train.setup import Session, prepare
+from flowgrain.train.signals import graceful_signals
 from flowgrain.train.state import (
+    RECIPE_NAME,
+    RUN_NAME,
     CheckpointInfo,
-    complete_checkpoints,
+    checkpoint_bytes,
+    checkpoint_path,
     prune_resume_points,
-    read_tensors,
     write_checkpoint,
 )
 from flowgrain.train.step import UpdateResult, run_update
-
-RECIPE_NAME = "recipe.yaml"
-RUN_NAME = "run.json"
+from flowgrain.train.trial import trial_update
 
 
 class Observer:
@@ -45,11 +51,20 @@ class Observer:
     def stage(self, what: str, done: int, total: int) -> None:
         """Preparation advanced."""
 
+    def started(self, progress: Progress, part: float) -> None:
+        """Training begins or goes on with ``part`` of the budget spent."""
+
     def updated(self, progress: Progress, part: float, result: UpdateResult) -> None:
         """One update is done; ``part`` of the whole budget is spent."""
 
     def saved(self, path: Path) -> None:
         """A checkpoint is complete."""
+
+    def stopping(self) -> None:
+        """A signal was received: the run finishes its update, saves and ends. Called from the signal handler."""
+
+    def noted(self, message: str) -> None:
+        """Something that the user should know, in one line."""
 
 
 @dataclass(frozen=True)
@@ -60,78 +75,171 @@ class Outcome:
     interrupted: bool
 
 
-def train(recipe: Recipe, resume: bool, observer: Observer) -> Outcome:
+def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = ALONE, trial: bool = False) -> Outcome:
     """Run a recipe to the end of its budget, or until a signal asks to stop.
 
-    Raises CheckpointError when the output folder holds another run, or, resuming, a checkpoint of another recipe,
-    data set or plan; NonFiniteError when a loss or gradient is not finite.
+    ``trial`` first runs the largest micro-batch forward and backward, to meet the memory's limit before update one.
+    Raises CheckpointError when the output folder is in use, holds another run, cannot be written (disk full), or,
+    resuming, holds a checkpoint of another recipe, data set or plan; NonFiniteError when a loss or gradient is not
+    finite; MissingExtraError when a logger is not installed.
     """
-    start = _latest_checkpoint(recipe, resume)
-    session = prepare(recipe, observer.stage)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    progress = _restore(session, start) if start is not None else Progress()
-    atomic_write_text(recipe.output / RECIPE_NAME, dump_yaml(recipe))
-    log = RunLog(recipe.output, keep_until=progress.updates if start is not None else -1)
-    run = _Run(session, observer, log, progress)
-    try:
-        with _graceful_signals() as asked_to_stop:
-            return run.to_the_end(asked_to_stop)
-    finally:
-        log.close()
+    recipe.log.check()
+    with locked(recipe.output) if runtime.is_main else nullcontext():
+        start = starting_point(recipe, resume)
+        if runtime.is_main:
+            clean(recipe.output)
+        if resume and start is None:
+            observer.noted(f"{recipe.output}: no complete checkpoint yet, starting from the beginning")
+        session = prepare(recipe, observer.stage, runtime)
+        if trial:
+            observer.noted(trial_update(session).line())
+        progress = restore(session, start) if start is not None else Progress()
+        runtime.require_equal({"number of updates done": str(progress.updates)})
+        log = _open_folder(session, progress, resumed=start is not None, observer=observer)
+        run = _Run(session, observer, log, progress)
+        try:
+            with graceful_signals(observer.stopping) as received:
+                return run.to_the_end(received)
+        finally:
+            if log is not None:
+                log.close()
+
+
+def _open_folder(session: Session, progress: Progress, resumed: bool, observer: Observer) -> RunLog | None:
+    """Write what the run folder starts with and open its log; None in processes that do not write."""
+    if not session.runtime.is_main:
+        return None
+    recipe, problems = session.recipe, session.dataset.problems
+    output = recipe.output
+    with writing(output, output / RECIPE_NAME):
+        atomic_write_text(output / RECIPE_NAME, dump_yaml(recipe))
+        if problems:
+            write_quarantine(output / QUARANTINE_NAME, problems)
+            observer.noted(
+                f"{len(problems)} files left out ({describe_problems(problems)}); all in {output / QUARANTINE_NAME}"
+            )
+        else:
+            (output / QUARANTINE_NAME).unlink(missing_ok=True)
+        keep_until = progress.updates if resumed else -1
+        return RunLog(output, keep_until, recipe.log, recipe.model_dump(mode="json"), observer.noted)
 
 
 class _Run:
     """The mutable side of one run."""
 
-    def __init__(self, session: Session, observer: Observer, log: RunLog, progress: Progress):
+    def __init__(self, session: Session, observer: Observer, log: RunLog | None, progress: Progress):
         self._session = session
+        self._runtime = session.runtime
         self._recipe = session.recipe
+        self._output = session.recipe.output
         self._observer = observer
         self._log = log
         self._progress = progress
         self._plan = session.plan(progress.epoch)
+        self._date = start_date(self._output)
+        self._saved_at = progress.updates
+        self._warned_of_space = False
+        self._best: Best | None = None
 
-    def to_the_end(self, asked_to_stop: list[int]) -> Outcome:
+    def to_the_end(self, received: list[int]) -> Outcome:
+        """Update after update until the budget is spent or a signal came."""
         self._write_run("running")
+        self._tidy()
+        self._observer.started(self._progress, self._part())
         if self._progress.updates == 0:
-            self._validate(0.0)
-        saved_at = self._progress.updates
-        while not finished(self._progress, self._recipe.budget):
+            self._validate((0.0,))
+            self._preview()
+        stop = self._asked_to_stop(received)
+        while not stop and not finished(self._progress, self._recipe.budget):
             if self._progress.window >= len(self._plan):
                 self._progress = self._progress.next_epoch()
                 self._plan = self._session.plan(self._progress.epoch)
             before = self._progress
             self._one_update()
-            reached = milestones_reached(before, self._progress, self._recipe.budget)
-            if reached or self._is_resume_point():
-                self._save(reached[-1] if reached else None)
-                saved_at = self._progress.updates
-            if asked_to_stop:
-                break
+            self._after_update(milestones_reached(before, self._progress, self._recipe.budget))
+            stop = self._asked_to_stop(received)
         interrupted = not finished(self._progress, self._recipe.budget)
-        if interrupted and saved_at != self._progress.updates:
-            self._save(None)
+        if self._saved_at != self._progress.updates:
+            self._save(())
         self._write_run("interrupted" if interrupted else "finished")
         return Outcome(self._progress, interrupted)
+
+    def _asked_to_stop(self, received: list[int]) -> bool:
+        """Whether any process of the run was asked to stop."""
+        return bool(self._runtime.maximum(float(bool(received)))[0])
+
+    def _tidy(self) -> None:
+        """Bring best.json and the kept checkpoints to what the log says: a kill can come between two of them."""
+        if not self._runtime.is_main:
+            return
+        validation = self._recipe.validation
+        if validation is not None and validation.keep_best:
+            self._best = best_of_log(self._output)
+            with writing(self._output, self._output):
+                write_best(self._output, self._best)
+        if self._progress.updates > 0:
+            self._prune()
+
+    def _prune(self) -> None:
+        prune_resume_points(self._output, {self._progress.updates} | ({self._best.update} if self._best else set()))
 
     def _one_update(self) -> None:
         session, started = self._session, time.perf_counter()
         epoch = self._progress.epoch
-        update = shard(self._plan[self._progress.window], rank=0, world=1)
+        whole = self._plan[self._progress.window]
+        own = shard(whole, self._runtime.rank, self._runtime.world)
         factor = learning_rate_factor(self._recipe.schedule, self._progress, self._recipe.budget)
         for group in session.optimizer.param_groups:
             group["lr"] = self._recipe.optimizer.lr * factor
-        batches = (session.builder.build(micro, epoch) for micro in update.micro_batches)
-        # adapter dropout is the one draw from torch's global generator
-        with rng.seeded(self._recipe.seed, epoch, self._progress.window, "dropout"):
-            result = run_update(session.objective, batches, session.optimizer, self._recipe.clip, session.autocast)
+        batches = (session.builder.build(micro, epoch) for micro in own.micro_batches)
+        try:
+            # adapter dropout is the one draw from torch's global generator
+            with rng.seeded(self._recipe.seed, epoch, self._progress.window, "dropout"):
+                result = run_update(
+                    session.objective, batches, session.optimizer, self._recipe.clip, session.autocast, self._runtime
+                )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {self._record_failure(whole, str(error))}") from None
         if session.ema is not None:
             session.ema.update()
-        seconds = time.perf_counter() - started
-        self._progress = self._progress.after_update(update.slices, update.roots, seconds)
-        self._log.update(self._line(result, update.slices, seconds, factor))
-        part = spent(self._progress, self._recipe.budget) / self._recipe.budget.checkpoints[-1]
-        self._observer.updated(self._progress, min(part, 1.0), result)
+        # all processes count the slowest one's time, so that a budget in seconds ends for all at once
+        seconds = self._runtime.maximum(time.perf_counter() - started)[0]
+        self._progress = self._progress.after_update(whole.slices, whole.roots, seconds)
+        if self._log is not None:
+            with writing(self._output, self._output):
+                self._log.update(self._line(result, whole.slices, seconds, factor))
+        self._observer.updated(self._progress, self._part(), result)
+
+    def _record_failure(self, update: Update, message: str) -> str:
+        """Save the last good parameters and a bundle that reproduces the failure; says where they are."""
+        number = self._progress.updates + 1
+        path = bundle_path(self._output, number)
+        outcome = f"update {number} is recorded in {path}: look at it with 'flowgrain replay {path}'"
+        try:
+            if self._runtime.is_main:
+                with writing(self._output, path):
+                    write_bundle(path, self._session, self._progress, update, message)
+            if self._saved_at != self._progress.updates:
+                self._save(())
+            self._write_run("non-finite")
+        except CheckpointError as failure:
+            outcome = f"it could not be recorded: {failure}"
+        return self._runtime.gather(outcome)[0]  # no process ends before the main one has written
+
+    def _part(self) -> float:
+        """The part of the whole budget that is spent, in [0, 1]."""
+        return min(spent(self._progress, self._recipe.budget) / self._recipe.budget.checkpoints[-1], 1.0)
+
+    def _after_update(self, reached: tuple[float, ...]) -> None:
+        updates, recipe = self._progress.updates, self._recipe
+        validation, previews = recipe.validation, recipe.previews
+        improved = False
+        if reached or (validation is not None and _due(updates, validation.every)):
+            improved = self._validate(reached)
+        if reached or (previews is not None and _due(updates, previews.every)):
+            self._preview()
+        if reached or improved or _due(updates, recipe.save_every):
+            self._save(reached)
 
     def _line(self, result: UpdateResult, slices: int, seconds: float, factor: float) -> dict[str, Any]:
         return {
@@ -149,138 +257,75 @@ class _Run:
             "update_seconds": round(seconds, 4),
         }
 
-    def _is_resume_point(self) -> bool:
-        every = self._recipe.save_every
-        return every is not None and self._progress.updates % every == 0
+    def _save(self, reached: tuple[float, ...]) -> None:
+        session, log = self._session, self._log
+        if log is not None:
+            tensors: dict[str, Tensor] = {
+                f"parameter.{name}": parameter.detach() for name, parameter in session.objective.parameters()
+            }
+            if session.ema is not None:
+                tensors |= {f"ema.{name}": value for name, value in session.ema.values.items()}
+            info = CheckpointInfo(
+                progress=self._progress,
+                budget_fraction=reached[-1] if reached else None,
+                budget_fractions=reached,
+                recipe_identity=self._recipe.identity(),
+                data_fingerprint=session.dataset.fingerprint,
+                plan_hash=plan_hash(self._plan),
+                precision=session.precision,
+            )
+            optimizer = session.optimizer.state_dict()
+            needed = checkpoint_bytes(tensors, optimizer)
+            with writing(self._output, checkpoint_path(self._output, self._progress.updates), needed):
+                log.sync()
+                path = write_checkpoint(self._output, info, tensors, optimizer, self._save_adapter)
+                write_best(self._output, self._best)
+            self._prune()
+            self._observer.saved(path)
+            self._warn_of_space(needed)
+        self._saved_at = self._progress.updates
 
-    def _save(self, fraction: float | None) -> None:
-        session = self._session
-        tensors: dict[str, Tensor] = {
-            f"parameter.{name}": parameter.detach() for name, parameter in session.objective.parameters()
-        }
-        if session.ema is not None:
-            tensors |= {f"ema.{name}": value for name, value in session.ema.values.items()}
-        if fraction is not None:
-            self._validate(fraction)
-        info = CheckpointInfo(
-            progress=self._progress,
-            budget_fraction=fraction,
-            recipe_identity=self._recipe.identity(),
-            data_fingerprint=session.dataset.fingerprint,
-            plan_hash=plan_hash(self._plan),
-            precision=session.precision,
-        )
-        path = write_checkpoint(self._recipe.output, info, tensors, session.optimizer.state_dict(), self._save_adapter)
-        prune_resume_points(self._recipe.output, keep=path)
-        self._observer.saved(path)
+    def _warn_of_space(self, needed: int) -> None:
+        warning = None if self._warned_of_space else low_space(self._output, needed)
+        if warning is not None:
+            self._warned_of_space = True
+            self._observer.noted(warning)
 
     def _save_adapter(self, folder: Path) -> None:
-        metadata = {
-            "flowgrain_version": __version__,
-            "flowgrain_recipe": self._recipe.name,
-            "flowgrain_base_model": self._recipe.model.path,
-            "flowgrain_updates": str(self._progress.updates),
-        }
-        with self._session.ema.swapped() if self._session.ema is not None else nullcontext():
+        metadata = adapter_header(self._session, self._progress, self._date)
+        with self._session.averaged():
             self._session.adapter.save(folder, metadata)
 
-    def _validate(self, fraction: float) -> None:
-        session = self._session
-        if session.validator is None:
-            return
-        session.adapter.train(False)
-        with session.ema.swapped() if session.ema is not None else nullcontext():
+    def _validate(self, reached: tuple[float, ...]) -> bool:
+        """Measure the held-out loss; True where a checkpoint is to be kept as the best so far."""
+        session, config = self._session, self._recipe.validation
+        if session.validator is None or config is None:
+            return False
+        with session.averaged():
             values = session.validator.measure(session.autocast)
-        session.adapter.train(True)
+        fraction = reached[-1] if reached else None
         counters = {"update": self._progress.updates, "slices": self._progress.slices, "budget_fraction": fraction}
-        self._log.validation({**counters, **values})
+        if self._log is None:
+            return False
+        with writing(self._output, self._output):
+            self._log.validation({**counters, **values})
+        improved = config.keep_best and self._progress.updates > 0 and improves(self._best, values["loss"])
+        if improved:
+            self._best = Best(self._progress.updates, values["loss"])
+        return improved
 
-    def _write_run(self, status: str) -> None:
-        session = self._session
-        levels: dict[str, int] = {}
-        for item in session.dataset.slices:
-            levels[item.level] = levels.get(item.level, 0) + 1
-        packages = ("torch", "diffusers", "transformers", "peft")
-        values = {
-            "name": self._recipe.name,
-            "status": status,
-            "progress": asdict(self._progress),
-            "budget": self._recipe.budget.model_dump(),
-            "device": str(session.device),
-            "precision": session.precision,
-            "trainable_parameters": sum(p.numel() for _, p in session.objective.parameters()),
-            "roots": len({item.root for item in session.dataset.slices}),
-            "slices_by_level": levels,
-            "updates_per_epoch": len(self._plan),
-            "data_fingerprint": session.dataset.fingerprint,
-            "recipe_identity": self._recipe.identity(),
-            "versions": {"flowgrain": __version__, **{name: version(name) for name in packages}},
-        }
-        atomic_write_text(self._recipe.output / RUN_NAME, json.dumps(values, indent=2) + "\n")
+    def _preview(self) -> None:
+        previewer = self._session.previewer
+        if previewer is None:
+            return
+        with self._session.averaged(), writing(self._output, previewer.folder(self._progress.updates)):
+            previewer.draw(self._progress.updates, self._log)
+
+    def _write_run(self, status: RunStatus) -> None:
+        if self._runtime.is_main:
+            with writing(self._output, self._output / RUN_NAME):
+                write_run_file(self._session, status, self._progress, len(self._plan), self._date)
 
 
-def _latest_checkpoint(recipe: Recipe, resume: bool) -> Path | None:
-    """Where to start from; refuses to write over another run."""
-    existing = (recipe.output / RUN_NAME).exists()
-    if not resume:
-        if existing:
-            raise CheckpointError(
-                f"{recipe.output} already holds a run: add --resume to go on with it, or choose another output"
-            )
-        return None
-    found = complete_checkpoints(recipe.output)
-    return found[-1] if found else None
-
-
-def _restore(session: Session, folder: Path) -> Progress:
-    """Load a checkpoint into a prepared session after checking that it belongs to it."""
-    info = CheckpointInfo.read(folder)
-    recipe = session.recipe
-    plan = plan_hash(session.plan(info.progress.epoch))
-    mine = {"recipe": recipe.identity(), "data set": session.dataset.fingerprint, "plan": plan}
-    theirs = {"recipe": info.recipe_identity, "data set": info.data_fingerprint, "plan": info.plan_hash}
-    different = [name for name in mine if mine[name] != theirs[name]]
-    if different:
-        raise CheckpointError(
-            f"{folder}: cannot resume, the {' and the '.join(different)} changed since it was saved; "
-            "restore what it was, or start a new run in another output folder"
-        )
-    if info.precision != session.precision:
-        raise CheckpointError(
-            f"{folder}: was trained in {info.precision}, this device would use {session.precision}; "
-            f"set precision={info.precision} to go on"
-        )
-    tensors, optimizer = read_tensors(folder)
-    _load_parameters(session, folder, tensors)
-    session.optimizer.load_state_dict(optimizer)
-    return replace(info.progress)
-
-
-@torch.no_grad()
-def _load_parameters(session: Session, folder: Path, tensors: dict[str, Tensor]) -> None:
-    parameters = session.objective.parameters()
-    expected = {f"parameter.{name}" for name, _ in parameters}
-    found = {name for name in tensors if name.startswith("parameter.")}
-    if expected != found:
-        sample = sorted(expected ^ found)[0]
-        raise CheckpointError(f"{folder}: holds other parameters than this recipe trains (for example {sample})")
-    for name, parameter in parameters:
-        parameter.copy_(tensors[f"parameter.{name}"])
-    if session.ema is not None:
-        session.ema.load({name.removeprefix("ema."): value for name, value in tensors.items()})
-
-
-@contextmanager
-def _graceful_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying: the loop finishes its update, saves and returns."""
-    received: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    kept = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+def _due(updates: int, every: int | None) -> bool:
+    return every is not None and updates % every == 0

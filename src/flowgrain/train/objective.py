@@ -31,6 +31,8 @@ class Batch:
     inputs: ConditionInputs
     weight: Float[Tensor, " b"]
     names: list[str] = field(default_factory=list)
+    cell_weight: Float[Tensor, "b 1 h w"] | None = None
+    """Weight of each latent cell in the loss (masks); None = 1 everywhere."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class FineTuning(Objective):
         conditioning = self.family.condition(batch.inputs)
         taps = tuple(dict.fromkeys(tap for term in self.terms for tap in term.taps))
         output = self.family.predict(sample.x_t, sample.times, conditioning, taps)
-        flow = grouped_mse(output.prediction, sample)
+        flow = grouped_mse(output.prediction, sample, batch.cell_weight)
         total = self.weighting(t, batch.granularity) * flow
         parts = {"flow": flow.detach()}
         context = StepContext(batch.x0, batch.noise, t, batch.granularity, sample, output)

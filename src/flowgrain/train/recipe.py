@@ -19,6 +19,11 @@ from flowgrain.data.tuples import TupleConfig
 from flowgrain.errors import ConfigError
 from flowgrain.flow.time_laws import LinearShift, LogitNormal
 from flowgrain.granularity import GRANULARITIES, Granularity
+from flowgrain.train.log import LogConfig
+from flowgrain.train.masks import MaskConfig
+from flowgrain.train.memory import MemoryConfig
+from flowgrain.train.optimizers import OptimizerConfig
+from flowgrain.train.previews import PreviewConfig
 
 
 class ModelConfig(Config):
@@ -70,23 +75,6 @@ class TimeConfig(Config):
         return LogitNormal(mean=self.mean, std=self.std, delta=delta, shift=shift)
 
 
-class OptimizerConfig(Config):
-    """The optimizer of the adapter's parameters."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-4, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-
-    @field_validator("betas")
-    @classmethod
-    def _unit_interval(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1), got {betas}")
-        return betas
-
-
 class ScheduleConfig(Config):
     """Learning-rate factor: linear warm-up in updates, then decay over the budget."""
 
@@ -125,8 +113,14 @@ class EmaConfig(Config):
 class ValidationConfig(Config):
     """Fixed-noise loss on held-out roots: the same noise and noise levels for every arm and checkpoint."""
 
-    path: Path = Field(description="decomposed data set or folder of held-out images")
-    max_roots: int | None = Field(default=None, gt=0)
+    path: Path | None = Field(
+        default=None, description="decomposed data set or folder of held-out images; null: the part of data.holdout"
+    )
+    every: int | None = Field(
+        default=None, gt=0, description="updates between measurements, beside those at the checkpoints of N1"
+    )
+    keep_best: bool = Field(default=True, description="keep the checkpoint of the lowest loss and name it in best.json")
+    max_roots: int | None = Field(default=None, gt=0, description="use only the first held-out roots by name")
     batch_size: int = Field(default=32, gt=0, description="slices per forward pass")
 
 
@@ -142,8 +136,10 @@ class Recipe(Config):
     time: TimeConfig = Field(default_factory=TimeConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     ema: EmaConfig | None = None
+    mask: MaskConfig = Field(default_factory=MaskConfig, description="how masks (data.mask) enter the loss")
     clip: float | None = Field(default=1.0, gt=0, description="gradient norm limit, None for none")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="autocast of the forward pass; auto = bf16 where the device computes it natively"
@@ -154,6 +150,8 @@ class Recipe(Config):
         default=None, gt=0, description="extra checkpoints every so many updates, for resuming"
     )
     validation: ValidationConfig | None = None
+    previews: PreviewConfig | None = None
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -171,25 +169,54 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _every_key_is_read(self) -> "Recipe":
         """A key that this recipe would not read is an error, not a surprise (DESIGN section 6)."""
-        if (
-            self.tuples.grouping == "slice"
-            and self.tuples.reduction in ("root", "level")
-            and ("reduction" in self.tuples.model_fields_set)
-        ):
+        # values are compared with their defaults, not with what was written: a run's own recipe.yaml writes all of them
+        if self.tuples.grouping == "slice" and self.tuples.reduction == "level":
             raise ValueError(
-                f"tuples.reduction '{self.tuples.reduction}' is not read with tuples.grouping 'slice': "
-                "remove it or use grouping 'root'"
+                "tuples.reduction 'level' is not read with tuples.grouping 'slice': remove it or use grouping 'root'"
+            )
+        if self.memory.offload_encoders and self.data.cache is False:
+            raise ValueError(
+                "memory.offload_encoders moves encoders that nothing uses any more, but data.cache is false and every "
+                "update uses them: remove it or turn the cache on"
             )
         if self.data.levels == ("macro",) and set(self.time.granularity_shift) - {"macro"}:
             raise ValueError("time.granularity_shift of meso or micro is not read where data.levels is [macro]")
+        if self.tuples.grouping == "slice" and not self.tuples.homogeneous:
+            raise ValueError("tuples.homogeneous is not read with tuples.grouping 'slice': remove it")
+        if self.data.flip_scope != "root" and not self.data.flip:
+            raise ValueError("data.flip_scope is not read where data.flip is false: remove it or set data.flip")
+        sources = self.data.sources or ()
+        shaped = bool(sources) and all(source.resolution or source.buckets for source in sources)
+        if shaped and (self.data.resolution or self.data.buckets):
+            raise ValueError("data.resolution and data.buckets are not read where all sources have their own: remove")
+        if self.data.trigger and sources and all(source.trigger or source.regularisation for source in sources):
+            raise ValueError("data.trigger is not read where every source has its own: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_held_out_part(self) -> "Recipe":
+        """Validation needs held-out pictures, from one place; masks need a source."""
+        path = self.validation.path if self.validation is not None else None
+        if self.validation is not None and path is None and self.data.holdout is None:
+            raise ValueError("validation needs held-out pictures: set validation.path, or data.holdout to a share")
+        if path is not None and self.data.holdout is not None:
+            raise ValueError("validation.path and data.holdout both name held-out pictures: remove one")
+        if self.data.mask == "none" and self.mask != MaskConfig():
+            raise ValueError("mask is set, but data.mask is none: set data.mask to alpha or file, or remove mask")
         return self
 
     def identity(self) -> str:
         """A hash of all that changes what is computed: a checkpoint resumes only under the same identity."""
-        values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device"})
-        del values["data"]["path"]
+        values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device", "previews", "log"})
+        # the data set's fingerprint knows its contents, captions, shapes, weights and masks, wherever they lie
+        values["data"] = {key: values["data"][key] for key in ("flip", "flip_scope", "caption_dropout")}
+        del values["tuples"]["micro_batch"]
+        del values["memory"]["offload_encoders"]  # where the encoders wait
         if values["validation"] is not None:
-            del values["validation"]["path"]
+            for key in ("path", "every", "keep_best"):
+                del values["validation"][key]
+        if self.schedule.kind == "constant":
+            del values["budget"]  # nothing but the end depends on it: a finished run can be made longer
         text = json.dumps(values, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -45,11 +45,11 @@ def spent(progress: Progress, budget: BudgetConfig) -> float:
     return float(getattr(progress, budget.unit)) / budget.amount
 
 
-def milestones_reached(before: Progress, after: Progress, budget: BudgetConfig) -> list[float]:
+def milestones_reached(before: Progress, after: Progress, budget: BudgetConfig) -> tuple[float, ...]:
     """Multiples of N1 that the update between ``before`` and ``after`` has reached."""
     old, new = spent(before, budget), spent(after, budget)
     # a last update of 0.9999... (seconds, slices) never counts twice: reached means crossed
-    return [multiple for multiple in budget.checkpoints if old < multiple <= new]
+    return tuple(multiple for multiple in budget.checkpoints if old < multiple <= new)
 
 
 def finished(progress: Progress, budget: BudgetConfig) -> bool:

@@ -1,6 +1,7 @@
 """Build everything a run needs from its recipe, in the order in which mistakes are cheapest to find."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from flowgrain.data.cache import (
     PosteriorCache,
     PosteriorSource,
 )
-from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset
+from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset, open_split
 from flowgrain.data.records import MANIFEST_NAME, Update
 from flowgrain.data.tuples import plan_epoch
 from flowgrain.errors import ConfigError
@@ -26,8 +27,12 @@ from flowgrain.families.registry import load_family
 from flowgrain.flow.weightings import Uniform
 from flowgrain.train.batches import BatchBuilder
 from flowgrain.train.objective import FineTuning
-from flowgrain.train.recipe import OptimizerConfig, Recipe
+from flowgrain.train.optimizers import build_optimizer
+from flowgrain.train.previews import Previewer
+from flowgrain.train.recipe import ModelConfig, Recipe
+from flowgrain.train.runtime import ALONE, Runtime
 from flowgrain.train.schedule import Ema
+from flowgrain.train.sharding import check_shardable, shard_frozen
 from flowgrain.train.validation import Validator
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -49,26 +54,42 @@ class Session:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     validator: Validator | None
+    previewer: Previewer | None
+    runtime: Runtime
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the run's precision."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast_of(self.device, self.precision)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the adapter holds its moving average, where the recipe has one."""
+        return self.ema.swapped() if self.ema is not None else nullcontext()
 
     def plan(self, epoch: int) -> list[Update]:
         """The updates of one epoch."""
         return plan_epoch(self.dataset.table, self.recipe.tuples, self.recipe.seed, epoch)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; raises ConfigError for a device that is not there."""
+def choose_device(name: str, runtime: Runtime = ALONE) -> torch.device:
+    """``auto`` is CUDA where there is one; of several processes on a machine each takes its own.
+
+    Raises ConfigError for a device that is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device: '{name}' is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and runtime.world > 1:
+        if device.index is not None:
+            raise ConfigError(f"device: all {runtime.world} processes would use {name}; use auto or cuda")
+        device = torch.device("cuda", runtime.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: '{name}' is not there; torch sees {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(
+            f"device: '{device}' is not there; torch sees {torch.cuda.device_count()} CUDA devices"
+            + ("; start one process a device" if runtime.world > 1 else "")
+        )
     return device
 
 
@@ -82,51 +103,97 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def prepare(recipe: Recipe, on_progress: ProgressCallback) -> Session:
-    """Load the model, open and cache the data, inject the adapter."""
-    device = choose_device(recipe.device)
-    family = load_family(recipe.model.path, recipe.model.family, getattr(torch, recipe.model.dtype), device)
+def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = ALONE) -> Session:
+    """Load the model, inject the adapter, open and cache the data."""
+    device = choose_device(recipe.device, runtime)
+    if device.type == "cuda" and runtime.world > 1:
+        torch.cuda.set_device(device)
+    precision = choose_precision(recipe.precision, device)
+    if runtime.sharded:
+        check_shardable(recipe.memory)
+    home = torch.device("cpu") if runtime.sharded else device
+    family = load_backbone(recipe, home)
+    dataset, held_out = open_data(recipe, family.capabilities.pixel_multiple)
+    runtime.require_equal({"recipe": recipe.identity(), "data set": dataset.fingerprint, "precision": precision})
+    adapter = fresh_adapter(recipe, family)
+    if recipe.memory.gradient_checkpointing:
+        family.gradient_checkpointing(True)
+    if recipe.memory.compile:
+        family.compile()
+    if runtime.sharded:
+        shard_frozen(family, [parameter for _, parameter in adapter.parameters()], device, runtime.world)
+    with runtime.main_first():
+        builder = _builder(recipe, dataset, family, _sources(dataset, family, "caching", on_progress), device)
+        validator = _validator(recipe, held_out, family, device, on_progress, runtime)
+    offload = recipe.memory.offloads(recipe.data.cache is not False, device)
+    if offload:
+        family.offload_encoders()
+    objective = fine_tuning(recipe, family, adapter)
+    parameters = objective.parameters()
+    return Session(
+        recipe=recipe,
+        device=device,
+        precision=precision,
+        family=family,
+        dataset=dataset,
+        builder=builder,
+        adapter=adapter,
+        objective=objective,
+        optimizer=build_optimizer(recipe.optimizer, parameters, device),
+        ema=Ema(parameters, recipe.ema.decay) if recipe.ema else None,
+        validator=validator,
+        # with whole weights in every process the main one draws alone; with shards all must take part
+        previewer=_previewer(recipe, family, adapter, lambda: autocast_of(device, precision), offload)
+        if runtime.is_main or runtime.sharded
+        else None,
+        runtime=runtime,
+    )
+
+
+def load_backbone(recipe: Recipe, device: torch.device) -> Family:
+    """The frozen model that a recipe fine-tunes."""
+    model, dtype = recipe.model, getattr(torch, recipe.model.dtype)
+    family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize)
     _check_guidance(recipe, family)
-    dataset = open_dataset(recipe.data, family.capabilities.pixel_multiple)
-    builder = _builder(recipe, dataset, family, _sources(dataset, family, "caching", on_progress), device)
-    validator = _validator(recipe, family, device, on_progress)
-    adapter = inject(family, recipe.adapter, rng.stable_seed(recipe.seed, "adapter"))
-    objective = FineTuning(
+    return family
+
+
+def fresh_adapter(recipe: Recipe, family: Family) -> Adapter:
+    """The recipe's adapter, injected as at the start of training."""
+    return inject(family, recipe.adapter, rng.stable_seed(recipe.seed, "adapter"))
+
+
+def fine_tuning(recipe: Recipe, family: Family, adapter: Adapter) -> FineTuning:
+    """What the recipe minimises."""
+    return FineTuning(
         family=family,
         adapter=adapter,
         path=family.default_path(),
         time_law=recipe.time.law(family.default_shift()),
         weighting=Uniform(),
     )
-    parameters = objective.parameters()
-    return Session(
-        recipe=recipe,
-        device=device,
-        precision=choose_precision(recipe.precision, device),
-        family=family,
-        dataset=dataset,
-        builder=builder,
-        adapter=adapter,
-        objective=objective,
-        optimizer=_optimizer(recipe.optimizer, [parameter for _, parameter in parameters]),
-        ema=Ema(parameters, recipe.ema.decay) if recipe.ema else None,
-        validator=validator,
-    )
+
+
+def autocast_of(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision on a device."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _previewer(
+    recipe: Recipe, family: Family, adapter: Adapter, autocast: Callable[[], torch.autocast], offload: bool
+) -> Previewer | None:
+    if recipe.previews is None:
+        return None
+    return Previewer(family, adapter, recipe.previews, recipe.output, autocast, offload)
 
 
 def _check_guidance(recipe: Recipe, family: Family) -> None:
     """A guidance value that the model does not read is an error (DESIGN section 6)."""
-    if family.capabilities.guidance != "embedded" and "guidance" in recipe.model.model_fields_set:
+    if family.capabilities.guidance != "embedded" and recipe.model.guidance != ModelConfig().guidance:
         raise ConfigError(
             f"model.guidance is set to {recipe.model.guidance:g}, but {recipe.model.path} takes no guidance input; "
             "remove the key"
         )
-
-
-def _optimizer(config: OptimizerConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
 
 
 @dataclass(frozen=True)
@@ -146,11 +213,16 @@ def _sources(dataset: SliceDataset, family: Family, label: str, on_progress: Pro
     return _Sources(posteriors, embeddings)
 
 
-def _validator(recipe: Recipe, family: Family, device: torch.device, on_progress: ProgressCallback) -> Validator | None:
-    """The validator of the recipe's held-out data, None where it names none."""
-    if recipe.validation is None:
-        return None
-    path = recipe.validation.path
+def open_data(recipe: Recipe, pixel_multiple: int) -> tuple[SliceDataset, SliceDataset | None]:
+    """The training part and, where the recipe has one, the held-out part: ``data.holdout`` or ``validation.path``."""
+    if recipe.data.holdout is not None:
+        train, held_out = open_split(recipe.data, pixel_multiple)
+        if held_out is not None and recipe.validation is not None and recipe.validation.max_roots is not None:
+            held_out = held_out.first_roots(recipe.validation.max_roots)
+        return train, held_out
+    dataset, path = open_dataset(recipe.data, pixel_multiple), recipe.validation.path if recipe.validation else None
+    if recipe.validation is None or path is None:
+        return dataset, None
     decomposed = (path / MANIFEST_NAME).is_file()
     data = DataConfig(
         path=path,
@@ -160,16 +232,29 @@ def _validator(recipe: Recipe, family: Family, device: torch.device, on_progress
         cache=recipe.data.cache,
         max_roots=recipe.validation.max_roots,
     )
-    dataset = open_dataset(data, family.capabilities.pixel_multiple)
-    sources = _sources(dataset, family, "caching held-out", on_progress)
-    builder = _builder(recipe, dataset, family, sources, device)
+    return dataset, open_dataset(data, pixel_multiple)
+
+
+def _validator(
+    recipe: Recipe,
+    held_out: SliceDataset | None,
+    family: Family,
+    device: torch.device,
+    on_progress: ProgressCallback,
+    runtime: Runtime,
+) -> Validator | None:
+    """The validator of the held-out data, None where there is none."""
+    if recipe.validation is None or held_out is None:
+        return None
+    sources = _sources(held_out, family, "caching held-out", on_progress)
+    builder = _builder(recipe, held_out, family, sources, device)
     batch_size = recipe.validation.batch_size
-    return Validator(dataset, family, sources.posteriors, builder, family.default_path(), batch_size, device)
+    return Validator(held_out, family, sources.posteriors, builder, family.default_path(), batch_size, device, runtime)
 
 
 def _builder(
     recipe: Recipe, dataset: SliceDataset, family: Family, sources: _Sources, device: torch.device
 ) -> BatchBuilder:
     return BatchBuilder(
-        dataset, family, sources.posteriors, sources.embeddings, recipe.seed, recipe.model.guidance, device
+        dataset, family, sources.posteriors, sources.embeddings, recipe.seed, recipe.model.guidance, recipe.mask, device
     )

@@ -5,22 +5,26 @@ loads (the moving average where there is one); ``trainable.safetensors``, ``opti
 what a resumed run needs to go on bit for bit.
 """
 
+import io
 import json
 import pickle
-import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from flowgrain.errors import CheckpointError
-from flowgrain.files import atomic_directory
+from flowgrain.files import atomic_directory, atomic_write_bytes, atomic_write_text, remove_directory
 from flowgrain.train.schedule import Progress
 
+RECIPE_NAME = "recipe.yaml"
+RUN_NAME = "run.json"
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"
 
@@ -31,7 +35,9 @@ class CheckpointInfo:
 
     progress: Progress
     budget_fraction: float | None
-    """The multiple of N1 that this checkpoint marks, None for one that only serves resuming."""
+    """The (last) multiple of N1 that this checkpoint marks, None for one that only serves resuming."""
+    budget_fractions: tuple[float, ...]
+    """All multiples that its update reached: more than one where a single update crosses several."""
     recipe_identity: str
     data_fingerprint: str
     plan_hash: str
@@ -49,7 +55,10 @@ class CheckpointInfo:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             values.pop("update")
-            return CheckpointInfo(**{**values, "progress": Progress(**values["progress"])})
+            mark = values["budget_fraction"]
+            marks = values.get("budget_fractions", [] if mark is None else [mark])  # left out by flowgrain 0.1
+            progress = Progress(**values["progress"])
+            return CheckpointInfo(**{**values, "progress": progress, "budget_fractions": tuple(marks)})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged checkpoint state ({error}); resume from an earlier one") from None
 
@@ -69,17 +78,31 @@ def write_checkpoint(
     info: CheckpointInfo,
     tensors: dict[str, Tensor],
     optimizer: dict[str, Any],
-    save_adapter: Any,
+    save_adapter: Callable[[Path], None],
 ) -> Path:
-    """Write a checkpoint atomically; ``save_adapter(folder)`` fills its ``adapter`` folder."""
+    """Write a checkpoint atomically; ``save_adapter(folder)`` fills its ``adapter`` folder.
+
+    Everything is written by Python: an OSError of a full disk then stays one, with the file's name.
+    """
     path = checkpoint_path(run, info.progress.updates)
     with atomic_directory(path) as folder:
         save_adapter(folder / "adapter")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "trainable.safetensors")
-        torch.save(optimizer, folder / "optimizer.pt")
-        (folder / "state.json").write_text(info.to_json(), encoding="utf-8")
-        (folder / COMPLETE).touch()
+        atomic_write_bytes(
+            folder / "trainable.safetensors", serialize({name: value.contiguous() for name, value in tensors.items()})
+        )
+        buffer = io.BytesIO()
+        torch.save(optimizer, buffer)
+        atomic_write_bytes(folder / "optimizer.pt", buffer.getvalue())
+        atomic_write_text(folder / "state.json", info.to_json())
+        atomic_write_bytes(folder / COMPLETE, b"")
     return path
+
+
+def checkpoint_bytes(tensors: dict[str, Tensor], optimizer: dict[str, Any]) -> int:
+    """About what a checkpoint takes on disk: adapter, resumable tensors and optimizer state."""
+    states = [value for state in optimizer["state"].values() for value in state.values() if isinstance(value, Tensor)]
+    adapter = sum(value.nbytes for name, value in tensors.items() if name.startswith("parameter."))
+    return adapter + sum(value.nbytes for value in tensors.values()) + sum(value.nbytes for value in states)
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,8 +118,18 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, optimizer
 
 
-def prune_resume_points(run: Path, keep: Path) -> None:
-    """Delete older checkpoints that mark no multiple of N1; they only served resuming."""
+def prune_resume_points(run: Path, keep: set[int]) -> None:
+    """Delete checkpoints that mark no multiple of N1, but for those after the updates in ``keep``.
+
+    One whose state cannot be read is left alone: it may be a marked one.
+    """
+    kept = {checkpoint_path(run, update) for update in keep}
     for folder in complete_checkpoints(run):
-        if folder != keep and CheckpointInfo.read(folder).budget_fraction is None:
-            shutil.rmtree(folder)
+        if folder in kept:
+            continue
+        try:
+            marked = bool(CheckpointInfo.read(folder).budget_fractions)
+        except CheckpointError:
+            continue
+        if not marked:
+            remove_directory(folder)

@@ -10,6 +10,7 @@ from torch import nn
 from flowgrain.errors import NonFiniteError
 from flowgrain.granularity import GRANULARITIES
 from flowgrain.train.objective import Batch, Objective, SampleLosses
+from flowgrain.train.runtime import ALONE, Runtime
 
 
 @dataclass
@@ -38,6 +39,19 @@ class LevelMeans:
             self.t[name] = (self.t.get(name, 0.0) * n + t) / (n + 1)
             self.count[name] = n + 1
 
+    @staticmethod
+    def merged(parts: "list[LevelMeans]") -> "LevelMeans":
+        """Means over the slices of several parts of an update."""
+        whole = LevelMeans()
+        for name in (level for level in GRANULARITIES if any(level in part.count for part in parts)):
+            counts = [part.count.get(name, 0) for part in parts]
+            n = whole.count[name] = sum(counts)
+            for mine, theirs in ((whole.loss, [p.loss for p in parts]), (whole.t, [p.t for p in parts])):
+                mine[name] = (
+                    sum(count * values.get(name, 0.0) for count, values in zip(counts, theirs, strict=True)) / n
+                )
+        return whole
+
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -51,24 +65,29 @@ class UpdateResult:
 
 
 def accumulate(
-    objective: Objective, batches: Iterable[Batch], autocast: Callable[[], torch.autocast]
+    objective: Objective, batches: Iterable[Batch], autocast: Callable[[], torch.autocast], runtime: Runtime = ALONE
 ) -> tuple[float, LevelMeans]:
     """Add the gradient of sum_i w_i loss_i over all micro-batches to the parameters' ``.grad``.
 
     There is no division by the number of micro-batches: the weights already sum to 1 over the update (Semantic
     Granularity Alignment, Eq. 6 with the window of spec c.2), so any partition gives the same gradient.
-    Raises :class:`NonFiniteError` before anything is stepped.
+    Raises :class:`NonFiniteError` before anything is stepped, in all processes where one of them meets such a loss.
     """
-    total, levels = 0.0, LevelMeans()
+    total, levels, problem = 0.0, LevelMeans(), ""
     for batch in batches:
         with autocast():
             losses = objective.per_sample(batch)
         weighted = (batch.weight.to(losses.total.dtype) * losses.total).sum()
-        if not torch.isfinite(weighted):
-            raise NonFiniteError(_describe_non_finite(batch, losses))
-        weighted.backward()
+        if not problem and not torch.isfinite(weighted):
+            problem = _describe_non_finite(batch, losses)
+            if runtime.world == 1:
+                break
+        weighted.backward()  # of a bad batch as well where others wait: models in shards meet in the backward pass
         total += weighted.item()
         levels.add(batch, losses)
+    problems = [report for report in runtime.gather(problem) if report]
+    if problems:
+        raise NonFiniteError(" | ".join(problems))
     return total, levels
 
 
@@ -101,14 +120,23 @@ def run_update(
     optimizer: torch.optim.Optimizer,
     clip: float | None,
     autocast: Callable[[], torch.autocast],
+    runtime: Runtime = ALONE,
 ) -> UpdateResult:
-    """One update, start to end; on an error the gradients are cleared and the parameters are as before."""
+    """One update, start to end; on an error the gradients are cleared and the parameters are as before.
+
+    ``batches`` are this process's share; loss and level means are those of the whole update.
+    """
     try:
-        loss, levels = accumulate(objective, batches, autocast)
+        loss, levels = accumulate(objective, batches, autocast, runtime)
+        runtime.sum_gradients(objective.parameters())
         norm = clip_and_step(objective.parameters(), optimizer, clip)
     except BaseException:
         optimizer.zero_grad(set_to_none=True)
         raise
+    if runtime.world > 1:
+        shares = runtime.gather((loss, levels))
+        loss = sum(share for share, _ in shares)
+        levels = LevelMeans.merged([part for _, part in shares])
     return UpdateResult(loss, norm, levels)
 
 

@@ -17,6 +17,7 @@ from flowgrain.families.base import Family
 from flowgrain.flow.paths import Path, grouped_mse
 from flowgrain.granularity import GRANULARITIES
 from flowgrain.train.batches import BatchBuilder
+from flowgrain.train.runtime import ALONE, Runtime
 
 NOISE_LEVELS = tuple(round(0.05 + 0.1 * k, 2) for k in range(10))
 _SEED = "validation"
@@ -34,6 +35,7 @@ class Validator:
         path: Path,
         batch_size: int,
         device: torch.device,
+        runtime: Runtime = ALONE,
     ):
         self._dataset = dataset
         self._family = family
@@ -42,12 +44,32 @@ class Validator:
         self._path = path
         self._batch_size = batch_size
         self._device = device
+        self._runtime = runtime
 
     @torch.no_grad()
     def measure(self, autocast: Callable[[], torch.autocast]) -> dict[str, Any]:
-        """Mean loss, by level and noise level, and by root; unweighted squared error of the flow target."""
+        """Mean loss, by level and noise level, and by root; unweighted squared error of the flow target.
+
+        Processes share the groups and exchange the losses, so all return the same, bit for bit that of one process.
+        """
         losses = torch.zeros(len(self._dataset.slices), len(NOISE_LEVELS), dtype=torch.float64)
-        for indices in self._groups():
+        groups = self._share(self._groups())
+        self._measure_groups(groups, losses, autocast)
+        own = [index for indices in groups for index in indices]
+        for indices, values in self._runtime.gather((own, losses[own])):
+            losses[indices] = values
+        return self._summary(losses)
+
+    def _share(self, groups: list[list[int]]) -> list[list[int]]:
+        """This process's groups; those short of one repeat the last, since sharded models run in step."""
+        rank, world = self._runtime.rank, self._runtime.world
+        padding = -len(groups) % world if self._runtime.sharded else 0
+        return (groups + groups[-1:] * padding)[rank::world]
+
+    def _measure_groups(
+        self, groups: list[list[int]], losses: torch.Tensor, autocast: Callable[[], torch.autocast]
+    ) -> None:
+        for indices in groups:
             x0 = torch.cat([self._clean(i) for i in indices])
             inputs = self._builder.inputs(indices, [self._dataset.slices[i].caption for i in indices])
             conditioning = self._family.condition(inputs)
@@ -57,7 +79,6 @@ class Validator:
                 with autocast():
                     output = self._family.predict(sample.x_t, sample.times, conditioning)
                 losses[indices, k] = grouped_mse(output.prediction, sample).double().cpu()
-        return self._summary(losses)
 
     def _groups(self) -> list[list[int]]:
         by_bucket: dict[tuple[int, int], list[int]] = defaultdict(list)

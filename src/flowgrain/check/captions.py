@@ -1,0 +1,51 @@
+"""Findings about captions: missing, cut by the text encoder, the same for every picture."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flowgrain.check.findings import Finding
+from flowgrain.data.dataset import Slice
+from flowgrain.families.registry import resolve_model
+
+
+def captions(slices: Sequence[Slice]) -> Iterator[Finding]:
+    """Missing captions, and one caption for all."""
+    missing = sorted({str(item.path) for item in slices if not item.caption})
+    if missing:
+        yield Finding(
+            "warning", "caption_missing",
+            f"{len(missing)} of {len(slices)} slices have no caption: they are learned for the empty prompt; write "
+            "a .txt of the same name beside each, or set data.trigger",
+            tuple(missing),
+        )  # fmt: skip
+    counts = Counter(item.caption for item in slices if item.caption)
+    if len(counts) == 1 and len(slices) > 1:
+        yield Finding(
+            "note", "caption_shared",
+            f"all captions are '{next(iter(counts))}': everything in the pictures binds to it",
+        )  # fmt: skip
+
+
+def too_long(slices: Sequence[Slice], model: str) -> Iterator[Finding]:
+    """Captions that the model's sequence encoder cuts; its tokenizer is read, no weights.
+
+    Of several encoders the last one gives the token sequence (T5 in FLUX and SD3); CLIP's pooled vector beside it
+    cuts at 77 tokens by design.
+    """
+    from transformers import AutoTokenizer
+
+    location = resolve_model(model)
+    folders = sorted(Path(location).glob("tokenizer*")) if Path(location).is_dir() else []
+    if not folders:  # a hub model's tokenizers are downloaded with its weights
+        return
+    reader = AutoTokenizer.from_pretrained(folders[-1])
+    limit = reader.model_max_length
+    lengths = {caption: len(reader(caption, verbose=False).input_ids) for caption in {item.caption for item in slices}}
+    cut = sorted(f"{item.path} ({lengths[item.caption]} tokens)" for item in slices if lengths[item.caption] > limit)
+    if cut:
+        yield Finding(
+            "warning", "caption_cut",
+            f"{len(cut)} captions are longer than the {limit} tokens that {model} reads: the rest is not seen",
+            tuple(cut),
+        )  # fmt: skip

@@ -1,0 +1,77 @@
+"""``flowgrain check``: what a data set or recipe amounts to, and every problem in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from flowgrain.check.findings import Inspection
+
+
+def check(
+    subject: Annotated[str, typer.Argument(metavar="DATASET_OR_RECIPE", help="A folder of pictures or a recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the recipe's.")
+    ] = None,
+    form: Annotated[Literal["text", "json", "html"], typer.Option("--format", help="text, json or html.")] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Model to check a folder for; a recipe names its own.")
+    ] = "tiny-flux",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
+) -> None:
+    """Check data before a GPU second is spent: the arithmetic from images to updates, and every problem with its file.
+
+    Reads every picture once through the code that training uses; writes nothing. Exits with 2 where a problem is
+    found, with 0 otherwise.
+
+    Example:
+
+        flowgrain check photos/ --model black-forest-labs/FLUX.1-dev
+        flowgrain check my-recipe.yaml data.holdout=0.1 --format html --out check.html
+    """
+    from flowgrain.check.render import as_json, as_page, as_text
+    from flowgrain.errors import ConfigError
+    from flowgrain.files import atomic_write_text
+
+    if form == "html" and out is None:
+        raise ConfigError("--format html needs --out FILE.html")
+    inspection = _inspect(subject, overrides or [], model)
+    if form == "html":
+        text = as_page(inspection).render()
+    else:
+        text = as_json(inspection) if form == "json" else as_text(inspection)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        atomic_write_text(out, text)
+        typer.echo(f"check: {out}", err=True)
+    if inspection.worst() == "problem" or (strict and inspection.worst() == "warning"):
+        raise typer.Exit(2)
+
+
+def _inspect(subject: str, overrides: list[str], model: str) -> "Inspection":
+    from rich.progress import Progress
+
+    from flowgrain.check.inspect import inspect_folder, inspect_recipe, require_folder_or_recipe
+    from flowgrain.cli.console import stderr_console
+    from flowgrain.config import load_config
+    from flowgrain.errors import ConfigError
+    from flowgrain.train.recipe import Recipe, find_recipe
+
+    folder = require_folder_or_recipe(subject)
+    if folder is not None and overrides:
+        raise ConfigError(f"{overrides[0]}: settings apply to a recipe; {subject} is a folder")
+    console = stderr_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        if folder is not None:
+            return inspect_folder(folder, model, on_progress)
+        return inspect_recipe(load_config(Recipe, find_recipe(subject), overrides)[0], on_progress)

@@ -1,0 +1,36 @@
+"""What the header of a run's adapter says: ModelSpec, kohya's training metadata, and flowgrain's own entries."""
+
+from collections import Counter
+
+from flowgrain import __version__
+from flowgrain.adapters.model_spec import ModelDescription, base_architecture, model_spec
+from flowgrain.train.schedule import Progress
+from flowgrain.train.setup import Session
+
+
+def adapter_header(session: Session, progress: Progress, date: str) -> dict[str, str]:
+    """Header entries of the adapter after ``progress``; ``date`` is the run's start, which a resume does not change."""
+    recipe, slices = session.recipe, session.dataset.slices
+    whole = [item.bucket for item in slices if item.level == "macro"] or [item.bucket for item in slices]
+    described = ModelDescription(
+        title=recipe.name,
+        architecture=base_architecture(session.family),
+        base_model=recipe.model.path,
+        adapter=recipe.adapter,
+        date=date,
+        steps=progress.updates,
+        images=len({item.root for item in slices}),
+        learning_rate=recipe.optimizer.lr,
+        batch_size=recipe.tuples.batch_size,
+        seed=recipe.seed,
+        # the most frequent size of whole pictures; of equally frequent ones the largest
+        resolution=max(Counter(whole).items(), key=lambda item: (item[1], item[0]))[0],
+        trigger_phrase=recipe.data.trigger,
+    )
+    return {
+        **model_spec(described),
+        "flowgrain_version": __version__,
+        "flowgrain_recipe": recipe.name,
+        "flowgrain_base_model": recipe.model.path,
+        "flowgrain_updates": str(progress.updates),
+    }

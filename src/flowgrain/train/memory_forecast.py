@@ -1,0 +1,241 @@
+"""A forecast of the memory that training takes, by part, before any weight is loaded.
+
+Weights are counted from the model's configuration files, activations by running the training step without values
+(:mod:`flowgrain.train.activations`). ``docs/memory.md`` says what is exact and what is not.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from flowgrain.adapters.low_rank import inject
+from flowgrain.data.dataset import SliceDataset
+from flowgrain.data.records import MicroBatch, Update
+from flowgrain.families.base import ConditionInputs, Quantization, TextEmbedding
+from flowgrain.families.quantization import quantized_bytes, unpacked_bytes
+from flowgrain.families.registry import load_skeleton
+from flowgrain.train.activations import PassMemory, on_meta, trace_pass
+from flowgrain.train.objective import Batch
+from flowgrain.train.optimizers import OptimizerConfig, state_bytes
+from flowgrain.train.recipe import Recipe
+from flowgrain.train.setup import fine_tuning
+
+CUDA_CONTEXT = 600 * 2**20
+"""Driver context, kernels and library workspaces of a CUDA process: a usual value, it differs between drivers."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes that training takes on the device."""
+
+    parts: dict[str, int]
+    switches: list[tuple[str, int]]
+    """(setting, bytes that it would save), largest first; only those that save something."""
+    largest: str
+    """The micro-batch that the activations are of."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return sum(self.parts.values())
+
+    def lines(self) -> list[str]:
+        """A table for people: a line a part, then a line a switch."""
+        width = max(len(name) for name in self.parts)
+        rows = [f"memory: {readable(self.total)} expected at the largest micro-batch ({self.largest})"]
+        rows += [f"  {name.ljust(width)}  {readable(size)}" for name, size in self.parts.items()]
+        return rows + [f"  {setting} would save {readable(size)}" for setting, size in self.switches]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch's size: what decides how much memory it takes."""
+
+    slices: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.slices} x {self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The settings that a forecast may vary."""
+
+    checkpointing: bool
+    quantize: Quantization
+    optimizer: OptimizerConfig
+    dtype: str
+    bf16: bool
+    offload: bool
+    shape: Shape
+
+
+def largest_micro_batch(dataset: SliceDataset, plan: list[Update]) -> MicroBatch:
+    """The micro-batch with most pixels in all: the first of them where several have as many."""
+
+    def pixels(micro: MicroBatch) -> int:
+        width, height = dataset.slices[int(micro.slices[0])].bucket
+        return len(micro.slices) * width * height
+
+    return max((micro for update in plan for micro in update.micro_batches), key=pixels)
+
+
+def shape_of(dataset: SliceDataset, micro: MicroBatch) -> Shape:
+    """Slices and pixel size of a micro-batch."""
+    width, height = dataset.slices[int(micro.slices[0])].bucket
+    return Shape(len(micro.slices), height, width)
+
+
+class MemoryModel:
+    """Forecasts for one recipe on one kind of device."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, precision: str):
+        self._recipe = recipe
+        self._device = device
+        self._precision = precision
+        self._skeletons: dict[str, _Skeleton] = {}
+        self._passes: dict[tuple[Any, ...], PassMemory] = {}
+
+    def forecast(self, shape: Shape) -> MemoryForecast:
+        """Parts at a micro-batch of ``shape``, and what each switch would save there."""
+        base = self._chosen(shape)
+        parts = self._parts(base)
+        total = sum(parts.values())
+        savings = [(name, total - sum(self._parts(choice).values())) for name, choice in self._alternatives(base)]
+        switches = sorted((item for item in savings if item[1] > 0), key=lambda item: -item[1])
+        return MemoryForecast(parts, switches, str(shape))
+
+    def parts(self, shape: Shape) -> dict[str, int]:
+        """Bytes by part at a micro-batch of ``shape``, as the recipe runs it."""
+        return self._parts(self._chosen(shape))
+
+    def activations(self, shape: Shape) -> PassMemory:
+        """Memory of the forward and backward pass of a micro-batch as the recipe runs it."""
+        return self._pass(self._chosen(shape))
+
+    def _chosen(self, shape: Shape) -> _Choice:
+        recipe = self._recipe
+        return _Choice(
+            checkpointing=recipe.memory.gradient_checkpointing,
+            quantize=recipe.memory.quantize,
+            optimizer=recipe.optimizer,
+            dtype=recipe.model.dtype,
+            bf16=self._precision == "bf16",
+            offload=recipe.memory.offloads(recipe.data.cache is not False, self._device),
+            shape=shape,
+        )
+
+    def _alternatives(self, base: _Choice) -> list[tuple[str, _Choice]]:
+        found: list[tuple[str, dict[str, Any]]] = []
+        if not base.checkpointing:
+            found.append(("memory.gradient_checkpointing=true", {"checkpointing": True}))
+        if base.quantize != "nf4":
+            found.append(("memory.quantize=nf4", {"quantize": "nf4"}))
+        if base.quantize == "none" and base.checkpointing:
+            found.append(("memory.quantize=int8", {"quantize": "int8"}))
+        if base.shape.slices > 1:
+            one = Shape(1, base.shape.height, base.shape.width)
+            found.append(("tuples.micro_batch=1", {"shape": one}))
+        if not base.offload and self._device.type != "cpu":
+            found.append(("memory.offload_encoders=true with data.cache", {"offload": True}))
+        if base.optimizer.name in ("adamw", "prodigy"):
+            found.append(("optimizer.name=adamw8bit", {"optimizer": OptimizerConfig(name="adamw8bit")}))
+        if base.dtype == "float32":
+            found.append(("model.dtype=bfloat16", {"dtype": "bfloat16"}))
+        if not base.bf16:
+            found.append(("precision=bf16", {"bf16": True}))
+        return [(name, replace(base, **changes)) for name, changes in found]
+
+    def _parts(self, choice: _Choice) -> dict[str, int]:
+        skeleton, passed = self._skeleton(choice.dtype), self._pass(choice)
+        adapter = _bytes(parameter for _, parameter in skeleton.parameters)
+        parts = {"frozen backbone": skeleton.backbone - skeleton.saved_by[choice.quantize]}
+        if not choice.offload:
+            parts["text encoders and autoencoder"] = skeleton.encoders
+        parts["adapter"] = adapter
+        parts["gradients"] = adapter
+        parts[f"optimizer state ({choice.optimizer.name})"] = state_bytes(choice.optimizer.name, skeleton.parameters)
+        if self._recipe.ema is not None:
+            parts["moving average"] = adapter
+        parts["activations kept for the backward pass"] = passed.kept
+        parts["working memory of the passes"] = passed.peak - passed.kept + skeleton.unpacked[choice.quantize]
+        if self._device.type == "cuda":
+            parts["CUDA context (a usual value)"] = CUDA_CONTEXT
+        return parts
+
+    def _pass(self, choice: _Choice) -> PassMemory:
+        key = (choice.dtype, choice.checkpointing, choice.bf16, choice.shape)
+        if key not in self._passes:
+            kind = "cuda" if self._device.type == "cuda" else "cpu"
+            self._passes[key] = self._skeleton(choice.dtype).trace(
+                choice.shape, choice.checkpointing, kind, choice.bf16
+            )
+        return self._passes[key]
+
+    def _skeleton(self, dtype: str) -> "_Skeleton":
+        if dtype not in self._skeletons:
+            self._skeletons[dtype] = _Skeleton(self._recipe, dtype)
+        return self._skeletons[dtype]
+
+
+class _Skeleton:
+    """The recipe's model and adapter without values."""
+
+    def __init__(self, recipe: Recipe, dtype: str):
+        self._guidance = recipe.model.guidance
+        self._family = family = load_skeleton(recipe.model.path, recipe.model.family, getattr(torch, dtype))
+        self._backbone = list(family.components().values())
+        self.backbone = sum(_bytes(_tensors(model)) for model in self._backbone)
+        self.encoders = sum(_bytes(_tensors(model)) for model in family.encoders().values())
+        self.saved_by = {bits: quantized_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
+        self.unpacked = {bits: unpacked_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
+        with on_meta():
+            adapter = inject(family, recipe.adapter.model_copy(update={"init_from": None}), recipe.seed)
+        self._objective = fine_tuning(recipe, family, adapter)
+        self._embedding = family.embed_text([""])
+        self.parameters = self._objective.parameters()
+        for _, parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def trace(self, shape: Shape, checkpointing: bool, device: Literal["cuda", "cpu"], bf16: bool) -> PassMemory:
+        """Memory of one forward and backward pass."""
+        self._family.gradient_checkpointing(checkpointing)
+        embedding = TextEmbedding.stack([self._embedding] * shape.slices)
+        batch = self._batch(shape, embedding)
+        gradients = [parameter.grad for _, parameter in self.parameters if parameter.grad is not None]
+        before = [*gradients, batch.x0, batch.noise, *embedding.tensors.values()]
+        before += chain.from_iterable(_tensors(model) for model in self._backbone)
+        return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
+
+    def _batch(self, shape: Shape, embedding: TextEmbedding) -> Batch:
+        capabilities = self._family.capabilities
+        cells = (shape.height // capabilities.latent_scale, shape.width // capabilities.latent_scale)
+        latents = torch.empty(shape.slices, capabilities.latent_channels, *cells, device="meta")
+        return Batch(
+            x0=latents,
+            noise=torch.empty_like(latents),
+            u=torch.full((shape.slices,), 0.5, dtype=torch.float64),
+            granularity=torch.zeros(shape.slices, dtype=torch.int64),
+            tokens=torch.full((shape.slices,), self._family.tokens(shape.height, shape.width)),
+            inputs=ConditionInputs(captions=None, embedding=embedding, guidance=self._guidance),
+            weight=torch.ones(shape.slices, dtype=torch.float64),
+        )
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def readable(size: int) -> str:
+    """Bytes in GiB or MiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
