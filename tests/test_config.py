@@ -10,7 +10,7 @@ from flowgrain.errors import ConfigError
 
 
 class Inner(Config):
-    rate: float = Field(1e-4, gt=0)
+    rate: float = Field(default=1e-4, gt=0)
     kind: Literal["a", "b"] = "a"
 
 

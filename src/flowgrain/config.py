@@ -337,12 +337,19 @@ def _describe(schema: type[Config], layered: Layered, problems: list[Any]) -> st
         close = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"valid keys here: {', '.join(valid)}"
         return f"{where}unknown key '{key}'; {hint}"
-    messages = dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in problems)
+    messages = dict.fromkeys(_message(item) for item in problems)
     message = ", or ".join(text[:1].lower() + text[1:] for text in messages)
     shown = problem["input"]
     got = "" if problem["type"] in ("missing", "value_error") or isinstance(shown, dict) else f" (got {show(shown)})"
     name = ".".join(location) if problem["type"] == "missing" else key
     return f"{where}{name}: {message}{got}"
+
+
+def _message(problem: Any) -> str:
+    """pydantic's message without the names of classes."""
+    if problem["type"] in ("model_type", "dict_type"):
+        return "expected a map of settings"
+    return problem["msg"].removeprefix("Value error, ").removesuffix(" for <class 'pathlib.Path'>")
 
 
 def _existing(values: Any, location: list[str]) -> list[str]:

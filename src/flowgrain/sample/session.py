@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowgrain.adapters.base import WEIGHTS_NAME
+from flowgrain.adapters.fusing import fuse_recorded
 from flowgrain.families.base import Family
 from flowgrain.families.fingerprint import module_digest
 from flowgrain.files import atomic_write_bytes
@@ -38,8 +39,11 @@ class SampleOutcome:
 def draw(family: Family, plan: SamplePlan, on_progress: ProgressCallback) -> SampleOutcome:
     """Draw the plan's pictures that ``plan.out`` lacks; a run that was interrupted goes on where it stopped.
 
-    Raises ConfigError for an unusable size or an output folder of other pictures.
+    An adapter that was trained on top of fused ones gets them fused first. Raises ConfigError for an unusable size or
+    an output folder of other pictures, CheckpointError where a fused adapter is gone.
     """
+    if plan.checkpoint is not None:
+        fuse_recorded(family, plan.checkpoint.adapter)  # before the model's digest is taken
     records = plan_records(_provenance(family, plan), plan.prompts, plan.seeds)
     lines = done_already(plan.out, records)
     kept = {record.file for record in lines}

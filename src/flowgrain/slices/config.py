@@ -136,6 +136,11 @@ class DecomposeConfig(Config):
         default="", description="word appended to captions where neither they nor the template have it"
     )
     background: tuple[int, int, int] = Field(default=(255, 255, 255), description="colour under transparency, 0 to 255")
+    masks: Literal["none", "alpha", "file"] = Field(
+        default="none",
+        description="cut masks along with the pictures: from their alpha, or STEM.mask.png beside them; slices that "
+        "hold nothing of the mask are refused",
+    )
     image_format: Literal["png", "webp", "jpg"] = Field(
         default="png", description="png and webp are lossless, jpg is not"
     )

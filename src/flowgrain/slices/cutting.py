@@ -12,6 +12,8 @@ from pydantic import Field
 from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket, best_aspect_match
 from flowgrain.data.captions import SliceCaption, read_caption, read_slice_caption, slice_caption
+from flowgrain.data.images import open_alpha, open_image, sha1_of
+from flowgrain.data.masks import find_mask, fitting_mask, inspect_mask
 from flowgrain.data.records import Box, SliceRecord
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.detectors import Detection, View, build_detector
@@ -51,6 +53,15 @@ class Cuts:
 
     records: tuple[SliceRecord, ...]
     rejects: tuple[RejectRecord, ...]
+
+
+@dataclass(frozen=True)
+class RenderedSlice:
+    """A slice with its pixels and, where its image has one, its mask (mode L, white = train)."""
+
+    record: SliceRecord
+    image: Image.Image
+    mask: Image.Image | None
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,40 @@ class Cutter:
         digest = hashlib.sha1()
         texts = [read_caption(path), *(read_slice_caption(path, [sidecar]) for sidecar in self._sidecar_names())]
         digest.update(repr(texts).encode())
+        if self._config.masks == "file" and (mask := find_mask(self._source, name)) is not None:
+            digest.update(sha1_of(self._source / mask).encode())
         for detector in self._detectors:
             digest.update(repr(detector.inputs(name) if detector else b"").encode())
         return digest.hexdigest()
+
+    def mask(self, name: str, size: tuple[int, int]) -> Image.Image | None:
+        """The mask of an image of ``size`` (width, height), grey, white = train; None where it has none.
+
+        Raises :class:`flowgrain.errors.DataError` for a mask that cannot be read or is of another shape.
+        """
+        if self._config.masks == "none":
+            return None
+        if self._config.masks == "alpha":
+            return open_alpha(self._source / name)
+        file = find_mask(self._source, name)
+        if file is None:
+            return None
+        path = self._source / file
+        fitting_mask(path, inspect_mask(path), size)
+        grey = open_image(path, (0, 0, 0)).convert("L")
+        return grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
+
+    def outside(self, record: SliceRecord) -> RejectRecord:
+        """The rejects line of a slice that shows nothing of its image's mask."""
+        return RejectRecord(
+            image=record.image,
+            root=record.root,
+            level=record.level,
+            box=record.box,
+            score=record.score,
+            code="outside_mask",
+            reason="the mask is black everywhere in it",
+        )
 
     def cut(self, image: Image.Image, name: str, sha1: str) -> Cuts:
         """The slices of an upright RGB image, coarse to fine, root by root."""

@@ -17,8 +17,9 @@ from flowgrain.data.records import SliceRecord
 from flowgrain.errors import DataError
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.contact_sheet import update_contact_sheet
-from flowgrain.slices.cutting import Cuts, Cutter, RejectRecord, render, root_name
+from flowgrain.slices.cutting import Cuts, Cutter, RejectRecord, RenderedSlice, render, root_name
 from flowgrain.slices.store import Part, Store
+from flowgrain.slices.upscalers import Upscaler
 
 UNREADABLE = "unreadable"
 DUPLICATE_ROOT = "duplicate_root"
@@ -90,9 +91,8 @@ def decompose(source: Path, out: Path, config: DecomposeConfig, on_image: OnImag
         part = store.part(item.name)
         unchanged = part is not None and store.is_complete(part, item.key)
         if part is None or not unchanged:
-            cuts, image = work.cut(item)
-            slices = ((record, render(image, record, work.cutter.upscaler)) for record in cuts.records if image)
-            part = store.write(item.name, item.key, slices, cuts.rejects)
+            opened = work.cut(item)
+            part = store.write(item.name, item.key, opened.rendered(work.cutter.upscaler), opened.cuts.rejects)
         store.claim(part)
         parts.append(part)
         summary.add(part.records, part.rejects)
@@ -112,7 +112,7 @@ def survey(source: Path, config: DecomposeConfig, on_image: OnImage | None = Non
     summary = Summary(tuple(config.levels))
     rejects: list[RejectRecord] = []
     for index, item in enumerate(work.items()):
-        cuts, _ = work.cut(item)
+        cuts = work.cut(item).cuts
         summary.add(cuts.records, cuts.rejects)
         rejects += cuts.rejects
         if on_image:
@@ -129,6 +129,21 @@ class _Item:
     """Why the image cannot be used, known before it is decoded; empty if nothing is."""
     code: str
     key: str
+
+
+@dataclass(frozen=True)
+class _Opened:
+    cuts: Cuts
+    image: Image.Image | None
+    mask: Image.Image | None
+
+    def rendered(self, upscaler: Upscaler) -> Iterator[RenderedSlice]:
+        """The slices with their pixels and masks."""
+        if self.image is None:
+            return
+        for record in self.cuts.records:
+            mask = render(self.mask, record, upscaler) if self.mask is not None else None
+            yield RenderedSlice(record, render(self.image, record, upscaler), mask)
 
 
 class _Work:
@@ -159,17 +174,29 @@ class _Work:
             key = hashlib.sha1(repr((digest, self._beside[name], sha1, code)).encode()).hexdigest()
             yield _Item(name, sha1, fault, code, key)
 
-    def cut(self, item: _Item) -> tuple[Cuts, Image.Image | None]:
-        """The slices of an image and its pixels; a reject and None where it cannot be used."""
+    def cut(self, item: _Item) -> "_Opened":
+        """The slices of an image and its pixels; a reject where it cannot be used."""
         fault, code = item.fault, item.code
         if not fault:
             try:
                 image = open_image(self._source / item.name, self._config.background)
+                mask = self.cutter.mask(item.name, image.size)
             except DataError as error:
                 fault, code = self._without_path(item.name, error), UNREADABLE
             else:
-                return self.cutter.cut(image, item.name, item.sha1), image
-        return Cuts((), (RejectRecord(image=item.name, code=code, reason=fault),)), None
+                cuts = self.cutter.cut(image, item.name, item.sha1)
+                return _Opened(cuts if mask is None else self._inside(cuts, mask), image, mask)
+        return _Opened(Cuts((), (RejectRecord(image=item.name, code=code, reason=fault),)), None, None)
+
+    def _inside(self, cuts: Cuts, mask: Image.Image) -> Cuts:
+        """Without the slices that show nothing of the mask."""
+        shown = {r.slice_id for r in cuts.records if render(mask, r, self.cutter.upscaler).getbbox() is not None}
+        kept = (record for record in cuts.records if record.slice_id in shown)
+        return Cuts(
+            # framing may show a corner of the mask in a slice whose parent shows none
+            tuple(r if r.parent in shown else r.model_copy(update={"parent": None}) for r in kept),
+            cuts.rejects + tuple(self.cutter.outside(r) for r in cuts.records if r.slice_id not in shown),
+        )
 
     def _without_path(self, name: str, error: DataError) -> str:
         return str(error).removeprefix(f"{self._source / name}: ")

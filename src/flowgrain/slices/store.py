@@ -15,10 +15,11 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from flowgrain.config import Config
+from flowgrain.data.images import MASK_ENDINGS
 from flowgrain.data.records import MANIFEST_NAME, MANIFEST_VERSION, REJECTS_NAME, SliceRecord
 from flowgrain.errors import DataError
 from flowgrain.files import atomic_write_bytes, atomic_write_text
-from flowgrain.slices.cutting import RejectRecord
+from flowgrain.slices.cutting import RejectRecord, RenderedSlice
 
 DATASET_NAME = "dataset.json"
 _PARTS = ".decompose"
@@ -71,20 +72,24 @@ class Store:
         """
         self._claimed |= part.files.keys()
 
-    def write(
-        self, name: str, key: str, slices: Iterable[tuple[SliceRecord, Image.Image]], rejects: Iterable[RejectRecord]
-    ) -> Part:
+    def write(self, name: str, key: str, slices: Iterable[RenderedSlice], rejects: Iterable[RejectRecord]) -> Part:
         """Replace the part of an image and its files; what the old part had and the new one has not is deleted."""
-        encoded = [(record, _encode(image, record.path)) for record, image in slices]
-        files = {record.path: len(data) for record, data in encoded}
+        records, contents = [], {}
+        for item in slices:
+            records.append(item.record)
+            contents[item.record.path] = _encode(item.image, item.record.path)
+            if item.mask is not None:
+                path = mask_path(item.record.path)
+                contents[path] = _encode(item.mask, path)
+        files = {path: len(data) for path, data in contents.items()}
         old = self.part(name)
         stale = {} if old is None else old.files
         if files or stale:
             self._save(Part(name=name, key="", files={**stale, **files}))
         self._delete(stale.keys() - files.keys())
-        for record, data in encoded:
-            atomic_write_bytes(self.folder / record.path, data)
-        part = Part(name=name, key=key, files=files, records=tuple(r for r, _ in encoded), rejects=tuple(rejects))
+        for path, data in contents.items():
+            atomic_write_bytes(self.folder / path, data)
+        part = Part(name=name, key=key, files=files, records=tuple(records), rejects=tuple(rejects))
         self._save(part)
         return part
 
@@ -141,6 +146,11 @@ class Store:
                 if parent == self.folder or not parent.is_dir() or any(parent.iterdir()):
                     break
                 parent.rmdir()
+
+
+def mask_path(path: str) -> str:
+    """Where the mask of a slice file lies, as ``data.mask: file`` looks for it."""
+    return path.rpartition(".")[0] + MASK_ENDINGS[0]
 
 
 def _read_part(path: Path) -> Part:

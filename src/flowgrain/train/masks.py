@@ -2,10 +2,10 @@
 
 A cell of mask value m in [0, 1] (the mean over its pixels) weighs u + (1 - u) m, where u is the weight of unmasked
 cells. Normalised, a slice's weights are divided by their mean, so that its loss is the weighted *mean* error: a small
-subject then counts as much as a large one. Not normalised, a slice counts by its masked area, as in kohya's trainer.
+subject then counts as much as a large one; a slice without a masked cell keeps the weight u, there is no subject to
+make up for. Not normalised, a slice counts by its masked area, as in kohya's trainer.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
@@ -24,10 +24,10 @@ class MaskConfig(Config):
 def cell_weights(mask: Float[Tensor, "height width"], latent_scale: int, config: MaskConfig) -> Float[Tensor, "1 h w"]:
     """Weights of the latent cells of one slice; ``mask`` in [0, 1] at the slice's pixel size, white trains.
 
-    With ``unmasked`` 0 an empty mask gives weight 0 everywhere: the slice then teaches nothing.
+    An empty mask gives the weight ``unmasked`` everywhere: with 0 the slice teaches nothing.
     """
     pooled = F.avg_pool2d(mask[None, None].float(), latent_scale)[0]
     weights = config.unmasked + (1 - config.unmasked) * pooled
-    if config.normalise:
-        weights = weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
+    if config.normalise and pooled.any():
+        weights = weights / weights.mean()
     return weights

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from flowgrain.adapters.base import AdapterConfig
+from flowgrain.adapters.source import init_digest
 from flowgrain.config import Config
 from flowgrain.data.dataset import DataConfig
 from flowgrain.data.tuples import TupleConfig
@@ -206,11 +207,16 @@ class Recipe(Config):
         return self
 
     def identity(self) -> str:
-        """A hash of all that changes what is computed: a checkpoint resumes only under the same identity."""
+        """A hash of all that changes what is computed: a checkpoint resumes only under the same identity.
+
+        Raises CheckpointError where the adapter to start from cannot be read.
+        """
         values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device", "previews", "log"})
         # the data set's fingerprint knows its contents, captions, shapes, weights and masks, wherever they lie
         values["data"] = {key: values["data"][key] for key in ("flip", "flip_scope", "caption_dropout")}
         del values["tuples"]["micro_batch"]
+        if self.adapter.init_from is not None:
+            values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)
         del values["memory"]["offload_encoders"]  # where the encoders wait
         if values["validation"] is not None:
             for key in ("path", "every", "keep_best"):

@@ -30,9 +30,10 @@ def test_normalised_weights_have_mean_one(unmasked, columns):
     assert weights.mean().item() == pytest.approx(1.0, rel=1e-5)
 
 
-def test_an_empty_mask_without_floor_gives_zero_not_nan():
-    weights = cell_weights(torch.zeros(16, 16), 8, MaskConfig(unmasked=0.0))
-    assert torch.equal(weights, torch.zeros(1, 2, 2))
+@pytest.mark.parametrize("unmasked", [0.0, 0.1])
+def test_an_empty_mask_keeps_the_weight_of_the_unmasked(unmasked):
+    weights = cell_weights(torch.zeros(16, 16), 8, MaskConfig(unmasked=unmasked))
+    assert torch.equal(weights, torch.full((1, 2, 2), unmasked))
 
 
 def test_a_full_mask_is_the_unmasked_loss_bitwise():
