@@ -13,6 +13,9 @@ g = m / |W + s B A| the output is then
 The right-hand side never rounds g itself to bfloat16, whose steps near 1 are larger than what m learns in an update.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +58,29 @@ _CLOCK = _UpdateClock()
 register_optimizer_step_post_hook(_CLOCK.tick)
 
 
+@dataclass(frozen=True)
+class _Coefficients:
+    """What the output needs of the parameters alone: the same for every micro-batch of an update."""
+
+    factor: Tensor
+    """s g, (out, 1)"""
+    scaled: Tensor
+    """s g B, (out, r), in the dtype of the products"""
+    excess: Tensor
+    """g - 1, (out), in the dtype of the products"""
+    shift: Tensor | None
+    """-(g - 1) b, (out)"""
+
+    @staticmethod
+    def of(
+        up: Tensor, magnitude: Tensor, norms: Tensor, bias: Tensor | None, scaling: float, dtype: torch.dtype
+    ) -> "_Coefficients":
+        gain = magnitude / norms
+        excess, factor = gain - 1, (scaling * gain)[:, None]
+        shift = None if bias is None else (bias * -excess).to(dtype)
+        return _Coefficients(factor, (factor * up).to(dtype), excess.to(dtype), shift)
+
+
 class FactoredDora(DoraLinearVariant):
     """One layer's DoRA: takes the place of peft's variant in ``layer.lora_variant``; merging stays peft's."""
 
@@ -63,25 +89,28 @@ class FactoredDora(DoraLinearVariant):
         self._squares = torch.empty(0)
         self._norms_key: tuple[Any, ...] = ()
         self._norms = torch.empty(0)
+        self._coefficients_key: tuple[Any, ...] = ()
+        self._coefficients: _Coefficients | None = None
 
     def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
         """Lengths of the rows of W + s B A in float32, from memory where A, B, s and W are as they were."""
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         base, scaling = layer.get_base_layer(), layer.scaling[adapter]
-        with torch.no_grad(), torch.autocast(up.device.type, enabled=False):
-            if torch.compiler.is_compiling():  # a memory would break the graph
+        if torch.compiler.is_compiling():  # a memory would break the graph
+            with _exactly(up):
                 weight = plain_weight(base)
                 return factored_row_norms(weight, row_squares(weight), down, up, scaling)
-            mode = torch.is_inference_mode_enabled()
-            squares_key = (_stamp(base.weight), mode)
-            key = (squares_key, _stamp(down), _stamp(up), scaling, _CLOCK.steps)
-            if key != self._norms_key:
+        mode = torch.is_inference_mode_enabled()
+        squares_key = (_stamp(base.weight), mode)
+        key = (squares_key, _stamp(down), _stamp(up), scaling, _CLOCK.steps)
+        if key != self._norms_key:
+            with _exactly(up):
                 weight = plain_weight(base)
                 if squares_key != self._squares_key:
                     self._squares, self._squares_key = row_squares(weight), squares_key
                 self._norms = factored_row_norms(weight, self._squares, down, up, scaling)
                 self._norms_key = key
-            return self._norms
+        return self._norms
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (peft calls it on the instance)
         self, module: PeftLayer, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Any = None
@@ -94,10 +123,34 @@ class FactoredDora(DoraLinearVariant):
             x = dropout(x)
             base = base_layer(x.to(result.dtype))
         magnitude, norms = module.lora_magnitude_vector[active_adapter].weight, self.row_norms(module, active_adapter)
-        scaling = module.scaling[active_adapter]
+        scaling, hidden = module.scaling[active_adapter], down(x)
+        coefficients = self._of_update(up, magnitude, norms, base_layer.bias, scaling, hidden.dtype)
         return _DoraOutput.apply(
-            result, None if base is result else base, down(x), up, magnitude, norms, base_layer.bias, scaling
+            result,
+            None if base is result else base,
+            hidden,
+            up,
+            magnitude,
+            norms,
+            base_layer.bias,
+            scaling,
+            coefficients,
         )
+
+    def _of_update(
+        self, up: Tensor, magnitude: Tensor, norms: Tensor, bias: Tensor | None, scaling: float, dtype: torch.dtype
+    ) -> _Coefficients:
+        """Coefficients from memory where nothing that they are made of has changed."""
+        if torch.compiler.is_compiling():
+            with _exactly(up):
+                return _Coefficients.of(up, magnitude, norms, bias, scaling, dtype)
+        stamp = None if bias is None else _stamp(bias)
+        key = (self._norms_key, _stamp(magnitude), stamp, dtype)
+        if self._coefficients is None or key != self._coefficients_key:
+            with _exactly(up):
+                self._coefficients = _Coefficients.of(up, magnitude, norms, bias, scaling, dtype)
+            self._coefficients_key = key
+        return self._coefficients
 
 
 class _DoraOutput(torch.autograd.Function):
@@ -119,17 +172,16 @@ class _DoraOutput(torch.autograd.Function):
         norms: Tensor,
         bias: Tensor | None,
         scaling: float,
+        coefficients: _Coefficients,
     ) -> Tensor:
-        gain = magnitude / norms
-        excess, factor = gain - 1, (scaling * gain)[:, None]
-        shift = None if bias is None else (bias * -excess).to(hidden.dtype)
-        scaled = (factor * up).to(hidden.dtype)
-        update = F.linear(hidden, scaled, shift)
-        excess = excess.to(update.dtype)
+        factor, scaled, excess = coefficients.factor, coefficients.scaled, coefficients.excess
+        update = F.linear(hidden, scaled, coefficients.shift)
         ctx.dropped, ctx.scaling = base is not None, scaling
         base = result if base is None else base
         ctx.save_for_backward(base, hidden, up, norms, bias, excess, factor, scaled)
-        return torch.addcmul(update + result, base, excess)
+        if update.dtype != result.dtype:
+            return torch.addcmul(update + result, base, excess)
+        return update.add_(result).addcmul_(base, excess)  # in place: the same bits without two more allocations
 
     @staticmethod
     @once_differentiable
@@ -146,7 +198,14 @@ class _DoraOutput(torch.autograd.Function):
             d_gain = d_gain - bias * rows.sum(dim=0)
         d_result = grad if ctx.dropped else torch.addcmul(grad, grad, excess)
         d_base = grad * excess if ctx.dropped else None
-        return d_result, d_base, d_hidden, factor * d_scaled, d_gain / norms, None, None, None
+        return d_result, d_base, d_hidden, factor * d_scaled, d_gain / norms, None, None, None, None
+
+
+@contextmanager
+def _exactly(tensor: Tensor) -> Iterator[None]:
+    """Without gradient and in the dtypes as they are."""
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        yield
 
 
 def plain_weight(layer: nn.Linear) -> Float[Tensor, "out in"]:
