@@ -19,6 +19,8 @@ ALLOWED = {
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},
     "sample": {"adapters", "data", "families", "flow"},
     "evaluate": {"data"},
+    "check": {"data", "families", "report", "train"},
+    "convert": {"data", "train"},
     "report": {"data", "evaluate", "flow", "sample", "train", "slices"},
 }
 THIRD_PARTY = {"flow": {"torch", "numpy", "scipy", "jaxtyping"}, "geometry": {"torch", "numpy", "scipy", "jaxtyping"}}

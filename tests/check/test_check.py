@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from flowgrain.check.inspect import inspect_folder, inspect_recipe
 from flowgrain.check.render import as_json, as_page, as_text, size
 from flowgrain.cli.main import main
+from flowgrain.train.loop import Observer, train
 from flowgrain.train.recipe import Recipe
 
 
@@ -88,6 +89,23 @@ def test_a_held_out_share_adds_up_and_leaks_nothing(folder):
     counts = inspection.arithmetic
     assert (counts.images, counts.held_out_images) == (4, 2)
     assert not {"leak", "near_leak"} & kinds(inspection).keys()
+
+
+def test_bytes_of_checkpoints_and_captions_are_those_of_a_run(folder, tmp_path):
+    config = recipe(folder, output=str(tmp_path / "run"), ema={}, budget={"amount": 1, "checkpoints": [1.0]},
+                    data={"path": str(folder), "resolution": 128, "cache": str(tmp_path / "cache")})  # fmt: skip
+    storage = inspect_recipe(config, silent).storage
+    train(config, False, Observer())
+    written = sum(file.stat().st_size for file in next((tmp_path / "run/checkpoints").iterdir()).rglob("*"))
+    assert storage.checkpoint == pytest.approx(written, rel=0.05)  # headers and names come on top
+    cached = sum(file.stat().st_size for file in (tmp_path / "cache").glob("embedding-*"))
+    assert storage.embeddings == pytest.approx(cached, rel=0.1)
+
+
+def test_settings_for_granularities_that_the_data_lacks(folder):
+    config = recipe(folder, time={"granularity_shift": {"micro": -0.5, "meso": 0.0}}, tuples={"lambdas": {"meso": 2.0}})
+    found = kinds(inspect_recipe(config, silent))
+    assert found["unread_granularity"].message.startswith("time.granularity_shift.micro, tuples.lambdas.meso:")
 
 
 def test_folder_check_needs_no_recipe(folder):

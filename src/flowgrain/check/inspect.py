@@ -8,7 +8,7 @@ from pathlib import Path
 from flowgrain.check.captions import captions, too_long
 from flowgrain.check.findings import Arithmetic, BucketRow, Finding, Inspection, Schedule, Storage, ordered
 from flowgrain.check.pictures import duplicates, hashes, leaks, shapes, whole_pictures
-from flowgrain.data.cache import forecast_bytes
+from flowgrain.data.cache import forecast_bytes, forecast_embedding_bytes
 from flowgrain.data.config import DataConfig
 from flowgrain.data.dataset import SliceDataset, open_dataset
 from flowgrain.data.records import MANIFEST_NAME, Update
@@ -16,6 +16,8 @@ from flowgrain.data.tuples import TupleConfig, fill, plan_epoch
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Capabilities
 from flowgrain.families.registry import read_capabilities
+from flowgrain.granularity import Granularity, granularity_index
+from flowgrain.train.memory_forecast import forecast_disk
 from flowgrain.train.recipe import Recipe
 from flowgrain.train.setup import open_data
 
@@ -123,14 +125,17 @@ def _buckets(dataset: SliceDataset) -> tuple[BucketRow, ...]:
 def _storage(dataset: SliceDataset, capabilities: Capabilities, target: Path, recipe: Recipe | None) -> Storage:
     existing = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
     cache = dataset.config.cache
-    kept = None
+    kept, checkpoint, embeddings = None, None, None
     if recipe is not None:
         kept = len(recipe.budget.checkpoints) + 1 + bool(recipe.validation and recipe.validation.keep_best)
+        expected = forecast_disk(recipe)
+        checkpoint = expected.checkpoint
+        embeddings = forecast_embedding_bytes(len(dataset.captions), expected.embedding)
     return Storage(
         latents=forecast_bytes(dataset, capabilities),
-        embeddings=None,
+        embeddings=embeddings,
         cache_folder=str(cache) if isinstance(cache, Path) else None,
-        checkpoint=None,
+        checkpoint=checkpoint,
         checkpoints=kept,
         free=shutil.disk_usage(existing).free,
     )
@@ -187,6 +192,18 @@ def _recipe_findings(recipe: Recipe, dataset: SliceDataset, plan: Sequence[Updat
                 "pictures first, or remove the shift",
             )
         )  # fmt: skip
+    lambdas = recipe.tuples.lambdas
+    factors: dict[Granularity, float] = {"macro": lambdas.macro, "meso": lambdas.meso, "micro": lambdas.micro}
+    present = {item.granularity for item in dataset.slices}
+    absent = [
+        *(f"time.granularity_shift.{name}" for name, shift in recipe.time.granularity_shift.items()
+          if shift and granularity_index(name) not in present),
+        *(f"tuples.lambdas.{name}" for name, factor in factors.items()
+          if factor != 1 and granularity_index(name) not in present),
+    ]  # fmt: skip
+    if absent:
+        message = f"{', '.join(absent)}: the data holds no slice of that granularity"
+        found.append(Finding("warning", "unread_granularity", message))
     if recipe.budget.unit == "updates" and recipe.budget.amount * recipe.budget.checkpoints[-1] < len(plan):
         found.append(Finding("warning", "short_budget", "the budget ends before every slice was seen once"))
     if recipe.validation is None:

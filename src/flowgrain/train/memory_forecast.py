@@ -184,6 +184,25 @@ class MemoryModel:
         return self._skeletons[dtype]
 
 
+@dataclass(frozen=True)
+class DiskForecast:
+    """Bytes that a run writes."""
+
+    checkpoint: int
+    """Parameters, optimizer state, the average where there is one, and the adapter's own file."""
+    embedding: TextEmbedding
+    """One caption's prompt embedding, without values: its shapes and dtypes."""
+
+
+def forecast_disk(recipe: Recipe) -> DiskForecast:
+    """What checkpoints and cached captions of a recipe take, by the model's configuration files; raises ModelError."""
+    skeleton = _Skeleton(recipe, recipe.model.dtype)
+    adapter = _bytes(parameter for _, parameter in skeleton.parameters)
+    copies = 3 if recipe.ema is not None else 2
+    state = state_bytes(recipe.optimizer.name, skeleton.parameters)
+    return DiskForecast(copies * adapter + state, skeleton.embedding)
+
+
 class _Skeleton:
     """The recipe's model and adapter without values."""
 
@@ -198,7 +217,7 @@ class _Skeleton:
         with on_meta():
             adapter = inject(family, recipe.adapter.model_copy(update={"init_from": None}), recipe.seed)
         self._objective = fine_tuning(recipe, family, adapter)
-        self._embedding = family.embed_text([""])
+        self.embedding = family.embed_text([""])
         self.parameters = self._objective.parameters()
         for _, parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -206,7 +225,7 @@ class _Skeleton:
     def trace(self, shape: Shape, checkpointing: bool, device: Literal["cuda", "cpu"], bf16: bool) -> PassMemory:
         """Memory of one forward and backward pass."""
         self._family.gradient_checkpointing(checkpointing)
-        embedding = TextEmbedding.stack([self._embedding] * shape.slices)
+        embedding = TextEmbedding.stack([self.embedding] * shape.slices)
         batch = self._batch(shape, embedding)
         gradients = [parameter.grad for _, parameter in self.parameters if parameter.grad is not None]
         before = [*gradients, batch.x0, batch.noise, *embedding.tensors.values()]
