@@ -5,14 +5,18 @@ better and how many pictures it needs. :mod:`flowgrain.evaluate.table` bootstrap
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image
 
 from flowgrain.errors import DataError
 
+ImageLike = Image.Image | np.ndarray | Path
+"""A Pillow image, an (h, w, 3) uint8 array or a file."""
 Statistic = Callable[[Int[np.ndarray, " k"]], float]
 """Rows of an arm's features, with repeats where a bootstrap drew a row twice -> the metric on these rows."""
 
@@ -26,6 +30,8 @@ class FeatureSet:
     """The reference of each generated picture's own prompt, row by row; None if prompts have none."""
     pool: Float[np.ndarray, "m d"]
     """The reference pictures as a distribution, each once. Held fixed while the generated rows are resampled."""
+    text: Float[np.ndarray, "n d"] | None = None
+    """The prompt of each generated picture in the encoder's joint space; None if the encoder has no text side."""
 
 
 class Metric(ABC):
@@ -42,6 +48,24 @@ class Metric(ABC):
     @abstractmethod
     def statistic(self, features: FeatureSet) -> Statistic:
         """Precompute what does not depend on the resample and return the function of rows."""
+
+
+class PictureScore(ABC):
+    """A number for each picture that needs no references, for example an aesthetic score or a texture statistic."""
+
+    title: str
+    version: str
+    """Everything that changes the number: model, weights, resize."""
+    higher_is_better: bool | None
+    """None where neither is better by itself."""
+
+    @abstractmethod
+    def __call__(self, pictures: Sequence[ImageLike], prompts: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """One value a picture; a value does not depend on the other pictures."""
+
+    def pooled(self, values: Float[np.ndarray, " k"]) -> float:
+        """The number of a set of pictures from their values."""
+        return float(values.mean())
 
 
 def checked_features(features: Float[np.ndarray, "n d"], name: str, at_least: int) -> Float[np.ndarray, "n d"]:

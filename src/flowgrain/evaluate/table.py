@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from flowgrain.errors import DataError
-from flowgrain.evaluate.base import FeatureSet, Metric
+from flowgrain.evaluate.base import FeatureSet, ImageLike, Metric
 from flowgrain.evaluate.bootstrap import Bootstrap, replicate
 from flowgrain.evaluate.cosine import ImageCosine
-from flowgrain.evaluate.features import ImageEncoder, ImageLike
+from flowgrain.evaluate.features import ImageEncoder
 from flowgrain.evaluate.frechet import FrechetDistance
 from flowgrain.evaluate.kernel_distance import KernelDistance
 

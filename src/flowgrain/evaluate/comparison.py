@@ -1,0 +1,280 @@
+"""The manifest of a comparison: variants' pictures of the same prompts and seeds, and what they are held against.
+
+Pictures may come from ``flowgrain sample`` or from any other tool: a folder needs a ``samples.jsonl`` with the keys
+``file``, ``prompt`` and ``seed`` (others are ignored), or captions beside its pictures.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flowgrain.config import Config, load_config
+from flowgrain.data.captions import read_caption
+from flowgrain.data.images import list_images
+from flowgrain.data.records import MANIFEST_NAME, SliceRecord
+from flowgrain.errors import ConfigError, DataError
+from flowgrain.evaluate.protocol import ProtocolConfig
+
+COMPARISON_NAME = "comparison.yaml"
+SAMPLES_NAME = "samples.jsonl"
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+class VariantConfig(Config):
+    """One way to make the pictures."""
+
+    name: str = Field(min_length=1, description="its title in tables and figures, for example granularity 1x")
+    pictures: Path = Field(description="folder of pictures, relative to this file")
+
+
+class DatasetConfig(Config):
+    """One domain: its variants' pictures and its real pictures."""
+
+    name: str = Field(min_length=1)
+    description: str = Field(default="", description="what the domain looks like, told to judges and participants")
+    references: Path | None = Field(default=None, description="folder of real pictures, relative to this file")
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+
+
+class ComparisonConfig(Config):
+    """A ``comparison.yaml``."""
+
+    protocol: ProtocolConfig = Field(default_factory=ProtocolConfig)
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    pairs: tuple[tuple[str, str], ...] = Field(
+        default=(), description="variants whose differences are measured; all pairs of at most four variants by default"
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One generated picture."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The pictures of one variant on one data set, in the order of their manifest."""
+
+    name: str
+    pictures: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A real picture of the domain; ``caption`` is empty where there is none."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """The pictures of all variants for one prompt and seed: what one question shows."""
+
+    key: str
+    """Twelve hexadecimal digits that depend on (data set, prompt, seed) alone."""
+    dataset: str
+    prompt: str
+    seed: int
+    pictures: dict[str, Path]
+    """Variant name -> picture, in the comparison's order of variants."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A domain, read and checked."""
+
+    name: str
+    description: str
+    references: tuple[Reference, ...]
+    variants: tuple[Variant, ...]
+
+    def items(self) -> tuple[Item, ...]:
+        """One item for every (prompt, seed) that all variants drew, in the order of the first variant."""
+        by_variant = {
+            variant.name: {(drawn.prompt, drawn.seed): drawn.path for drawn in variant.pictures}
+            for variant in self.variants
+        }
+        first = next(iter(by_variant.values()))
+        shared = [key for key in first if all(key in pictures for pictures in by_variant.values())]
+        return tuple(
+            Item(
+                item_key(self.name, prompt, seed),
+                self.name,
+                prompt,
+                seed,
+                {name: pictures[prompt, seed] for name, pictures in by_variant.items()},
+            )
+            for prompt, seed in shared
+        )
+
+    def own_reference(self, prompt: str) -> Reference | None:
+        """The first reference whose caption is the prompt."""
+        return next((reference for reference in self.references if reference.caption == prompt), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One or several comparison files, read and checked; all data sets have the same variants."""
+
+    folder: Path
+    """Folder of the first file: results go there by default."""
+    protocol: ProtocolConfig
+    datasets: tuple[Dataset, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names of the variants in order."""
+        return tuple(variant.name for variant in self.datasets[0].variants)
+
+    def items(self) -> tuple[Item, ...]:
+        """The items of all data sets."""
+        return tuple(item for dataset in self.datasets for item in dataset.items())
+
+
+class _SampleLine(BaseModel):
+    """What a comparison reads of a line of ``samples.jsonl``."""
+
+    file: str = Field(min_length=1)
+    prompt: str
+    seed: int = 0
+
+
+def read_comparison(paths: Sequence[Path]) -> Comparison:
+    """Read comparison files, or folders that hold a ``comparison.yaml``.
+
+    Raises ConfigError for a bad file, unequal variants or protocols, a data set given twice; DataError for pictures
+    that are missing, drawn twice, or that no two variants share.
+    """
+    if not paths:
+        raise ConfigError("give at least one comparison.yaml, or the folder that 'flowgrain sample --protocol' wrote")
+    files = [path / COMPARISON_NAME if path.is_dir() else path for path in paths]
+    configs = [(file.parent, load_config(ComparisonConfig, file, [])[0]) for file in files]
+    protocol = configs[0][1].protocol
+    datasets = [
+        _dataset(folder, dataset, file)
+        for file, (folder, config) in zip(files, configs, strict=True)
+        for dataset in config.datasets
+    ]
+    variants = [variant.name for variant in datasets[0].variants]
+    seen: set[str] = set()
+    for dataset in datasets:
+        names = [variant.name for variant in dataset.variants]
+        if names != variants:
+            raise ConfigError(
+                f"data set '{dataset.name}' has the variants {', '.join(names)}, '{datasets[0].name}' has "
+                f"{', '.join(variants)}: all need the same ones in the same order"
+            )
+        if dataset.name in seen:
+            raise ConfigError(f"data set '{dataset.name}' is given twice: give each its own name")
+        seen.add(dataset.name)
+    for file, (_, config) in zip(files, configs, strict=True):
+        if config.protocol != protocol:
+            raise ConfigError(f"{file}: its protocol differs from that of {files[0]}; compare them apart")
+    return Comparison(files[0].parent, protocol, tuple(datasets), _pairs(configs[0][1].pairs, variants, files[0]))
+
+
+def item_key(dataset: str, prompt: str, seed: int) -> str:
+    """The key of an item: twelve hexadecimal digits of a hash of its identity."""
+    identity = json.dumps([dataset, prompt, seed], ensure_ascii=False)
+    return hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+
+
+def _pairs(given: tuple[tuple[str, str], ...], variants: list[str], file: Path) -> tuple[tuple[str, str], ...]:
+    for pair in given:
+        for name in pair:
+            if name not in variants:
+                raise ConfigError(f"{file}: pairs: no variant '{name}'; variants: {', '.join(variants)}")
+    if given or len(variants) < 2:
+        return given
+    if len(variants) > 4:  # every pair more is a chance more to find a difference where there is none
+        return tuple((variants[0], other) for other in variants[1:])
+    return tuple((a, b) for i, a in enumerate(variants) for b in variants[i + 1 :])
+
+
+def _dataset(folder: Path, config: DatasetConfig, file: Path) -> Dataset:
+    names = [variant.name for variant in config.variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{file}: data set '{config.name}': variant '{twice}' is given twice")
+    variants = tuple(Variant(v.name, _drawn(folder / v.pictures)) for v in config.variants)
+    references = () if config.references is None else read_references(folder / config.references)
+    dataset = Dataset(config.name, config.description, references, variants)
+    if not dataset.items():
+        raise DataError(
+            f"data set '{config.name}': no prompt and seed that all of {', '.join(names)} drew; draw the same prompts "
+            "and seeds for every variant"
+        )
+    return dataset
+
+
+def read_references(folder: Path) -> tuple[Reference, ...]:
+    """Real pictures of a folder with their captions; of a decomposed folder, its whole images (macro slices)."""
+    manifest = folder / MANIFEST_NAME
+    if manifest.exists():
+        slices = (_validated(SliceRecord, manifest, number, line) for number, line in _json_lines(manifest))
+        found = tuple(Reference(folder / item.path, item.caption) for item in slices if item.granularity == "macro")
+    else:
+        found = tuple(Reference(path, read_caption(path) or "") for path in list_images(folder))
+    if not found:
+        raise DataError(f"{folder}: no reference pictures; give a folder of pictures or of 'flowgrain decompose'")
+    return found
+
+
+def _drawn(folder: Path) -> tuple[Drawn, ...]:
+    """The pictures of one variant; without a manifest every picture has its caption, or its name, as its prompt."""
+    manifest = folder / SAMPLES_NAME
+    if not manifest.exists():
+        paths = list_images(folder)
+        if not paths:
+            raise DataError(f"{folder}: no {SAMPLES_NAME} and no pictures")
+        return tuple(Drawn(read_caption(path) or path.stem, 0, path) for path in paths)
+    drawn: dict[tuple[str, int], Drawn] = {}
+    for number, line in _json_lines(manifest):
+        record = _validated(_SampleLine, manifest, number, line)
+        path = folder / record.file
+        if not path.is_file():
+            raise DataError(f"{manifest}:{number}: {record.file} is not there; draw it again")
+        if (record.prompt, record.seed) in drawn:
+            raise DataError(f"{manifest}:{number}: prompt and seed {record.seed} are there twice: '{record.prompt}'")
+        drawn[record.prompt, record.seed] = Drawn(record.prompt, record.seed, path)
+    if not drawn:
+        raise DataError(f"{manifest}: holds no picture")
+    return tuple(drawn.values())
+
+
+def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{path}:{number}: not a JSON object")
+        lines.append((number, value))
+    return lines
+
+
+def _validated(schema: type[RecordT], path: Path, number: int, line: dict[str, Any]) -> RecordT:
+    try:
+        return schema.model_validate(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

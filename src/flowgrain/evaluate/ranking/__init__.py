@@ -1,0 +1,1 @@
+"""Rankings of pictures by judges and people, and what follows from them."""
