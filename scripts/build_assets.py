@@ -1,6 +1,6 @@
 """Rebuild the embedded bundle: fetch published image packages, train the tiny models, pack them into the package.
 
-Example, everything with the default budgets (about 75 minutes on two cores):
+Example, everything with the default budgets (about two hours on two cores):
 
     python scripts/build_assets.py --work /tmp/bundle --stage all --out src/flowgrain/assets
 """
@@ -15,8 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from assets_build import training
 
-STAGES = ("fetch", "render", "vae", "text", "latents", "flux", "distill", "pack", "grid")
-DEFAULT_SECONDS = {"vae": 840.0, "text": 200.0, "flux": 2400.0, "distill": 480.0}
+STAGES = ("fetch", "render", "vae", "text", "latents", "flux", "distill", "text-projected", "unet", "pack", "grid")
+DEFAULT_SECONDS = {
+    "vae": 840.0,
+    "text": 200.0,
+    "flux": 2400.0,
+    "distill": 480.0,
+    "text-projected": 150.0,
+    "unet": 2700.0,
+}
 
 
 def run_stage(stage: str, work: Path, out: Path, seconds: float | None) -> None:
@@ -51,6 +58,14 @@ def run_stage(stage: str, work: Path, out: Path, seconds: float | None) -> None:
         from assets_build import distill
 
         distill.train(work, budget)
+    elif stage == "text-projected":
+        from assets_build import text_projected
+
+        text_projected.train(work, budget)
+    elif stage == "unet":
+        from assets_build import unet
+
+        unet.train(work, budget)
     elif stage == "pack":
         from assets_build import pack
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import flowgrain
 
 SOURCE = Path(flowgrain.__file__).parent
-TOP = {"errors", "config", "rng", "granularity", "files"}
+TOP = {"errors", "config", "rng", "granularity", "files", "locks"}
 # room -> flowgrain rooms that it may import, besides itself and the top-level modules
 ALLOWED = {
     "flow": set(),
@@ -17,8 +17,9 @@ ALLOWED = {
     "slices": {"data"},
     "data": {"families"},
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},
-    "sample": {"adapters", "data", "families", "flow"},
-    "evaluate": {"data"},
+    "sample": {"adapters", "data", "evaluate", "families", "flow"},
+    "evaluate": {"data", "vlm"},
+    "vlm": set(),
     "check": {"data", "families", "report", "train"},
     "convert": {"data", "train"},
     "report": {"data", "evaluate", "flow", "sample", "train", "slices"},

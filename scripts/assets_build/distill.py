@@ -15,8 +15,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from . import workers
-from .flow import BATCH, Batch, build, velocity
+from .flow import Batch, FluxObjective, build, velocity
 from .training import cosine
+from .workers import BATCH
 
 SEED = 59
 LEARNING_RATE = 4e-4
@@ -25,7 +26,7 @@ PLAIN_PART = 0.25  # of the batch: guidance exactly 1
 
 
 @dataclass(frozen=True)
-class _GuidanceDistillation(workers.Objective):
+class _GuidanceDistillation(FluxObjective):
     name = "distill"
     seed = SEED
     learning_rate = LEARNING_RATE

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import workers
 from .latents import Cache
 
-BATCH = 32
 CAPTION_DROP = 0.1
 OBLONG_PART = 0.1
 KIND_WEIGHTS = {"whole": 0.72, "close-up": 0.08, "extreme close-up": 0.06}  # two crops of each close kind
@@ -125,6 +126,21 @@ def matching_loss(model: FluxTransformer2DModel, batches: Batches, batch: Batch)
     with torch.autocast("cpu", torch.bfloat16):
         out = velocity(model, batch.noised, batch.grid, batch.times, batches.text(batch.captions), guidance)
     return (out.float() - batch.target).pow(2).mean()
+
+
+@dataclass(frozen=True)
+class FluxObjective(workers.Objective):
+    """What pre-training and distillation of the tiny FLUX share."""
+
+    @cached_property
+    def batches(self) -> Batches:
+        return Batches(Cache.load(self.work), self.seed)
+
+    def build(self) -> FluxTransformer2DModel:
+        return build()
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        return validate(model, self.batches)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from . import workers
-from .flow import BATCH, build, matching_loss
+from .flow import FluxObjective, build, matching_loss
+from .workers import BATCH
 
 SEED = 47
 LEARNING_RATE = 1e-3
@@ -18,7 +19,7 @@ DECAY_FROM = 0.67  # of the budget: then linear
 
 
 @dataclass(frozen=True)
-class _FlowMatching(workers.Objective):
+class _FlowMatching(FluxObjective):
     name = "flow"
     seed = SEED
     learning_rate = LEARNING_RATE

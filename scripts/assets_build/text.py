@@ -114,7 +114,7 @@ def picture_features(work: Path, chosen: list[views.View]) -> Tensor:
         return torch.cat([eye.pooled(to_unit(part)) for part in pixels.split(64)])
 
 
-def _training_views(images: BaseImages) -> list[views.View]:
+def training_views(images: BaseImages) -> list[views.View]:
     """All square views of the taught concepts, and the whole pictures of everything else that is not held out.
 
     The others (faces, people, places, symbols) are never taught to FLUX; they give the words more to differ by.
@@ -133,7 +133,7 @@ def train(work: Path, seconds: float) -> None:
         return
     torch.manual_seed(SEED)
     images = BaseImages.load(work)
-    chosen_views = _training_views(images)
+    chosen_views = training_views(images)
     features, captions = picture_features(work, chosen_views), [view.caption for view in chosen_views]
     mean, std = features.mean(0), features.std(0) + 1e-6
     encoders = TextEncoders(lines=tokenizers.corpus(images, work))

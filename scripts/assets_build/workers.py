@@ -1,4 +1,4 @@
-"""Train one transformer with several single-threaded processes that update shared weights without waiting.
+"""Train one network with several single-threaded processes that update shared weights without waiting.
 
 Each worker has its own batches and its own momentum. On a machine shared with other work this does several times more
 than threads in lockstep; the price is that two runs are not bitwise alike.
@@ -10,17 +10,14 @@ import json
 import multiprocessing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
-from .flow import BATCH, Batches, build, validate
-from .latents import Cache
 from .training import Average, Run, save_atomically
 
+BATCH = 32
 WORKERS = 2
 AVERAGE_DECAY = 0.999
 
@@ -44,27 +41,29 @@ class Objective(ABC):
     def learning_rate(self) -> float: ...
 
     @abstractmethod
-    def start(self) -> FluxTransformer2DModel: ...
+    def build(self) -> nn.Module: ...
 
     @abstractmethod
-    def solvers(self, model: FluxTransformer2DModel) -> list[torch.optim.Optimizer]: ...
+    def start(self) -> nn.Module: ...
+
+    @abstractmethod
+    def solvers(self, model: nn.Module) -> list[torch.optim.Optimizer]: ...
 
     @abstractmethod
     def rate(self, progress: float, step: int) -> float: ...
 
     @abstractmethod
-    def loss(self, model: FluxTransformer2DModel, number: int) -> Tensor: ...
+    def loss(self, model: nn.Module, number: int) -> Tensor: ...
 
-    @cached_property
-    def batches(self) -> Batches:
-        return Batches(Cache.load(self.work), self.seed)
+    @abstractmethod
+    def validate(self, model: nn.Module) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
 class _Shared:
     """The weights, how many steps each worker has done, and the sign to stop."""
 
-    model: FluxTransformer2DModel
+    model: nn.Module
     steps: Tensor
     stop: Tensor
 
@@ -128,7 +127,7 @@ def _work(rank: int, shared: _Shared, objective: Objective, seconds: float) -> N
 
 def _update(
     objective: Objective,
-    model: FluxTransformer2DModel,
+    model: nn.Module,
     solvers: list[torch.optim.Optimizer],
     number: int,
     rate: float,
@@ -144,10 +143,10 @@ def _update(
 
 
 def _report(objective: Objective, run: Run, average: Average, shared: _Shared) -> dict:
-    model = build()
+    model = objective.build()
     model.load_state_dict(average.values)
     steps = int(shared.steps.sum())
-    loss = validate(model, objective.batches)
-    report = {"seconds": round(run.spent), "steps": steps, "samples": steps * BATCH, "loss_at_guidance_1": loss}
+    loss = objective.validate(model)
+    report = {"seconds": round(run.spent), "steps": steps, "samples": steps * BATCH, "validation": loss}
     print(json.dumps(report), flush=True)
     return report

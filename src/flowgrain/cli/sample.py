@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    import torch
-
     from flowgrain.sample.generate import SampleConfig
     from flowgrain.sample.run_folder import Checkpoint, ModelChoice
     from flowgrain.sample.session import SampleOutcome, SamplePlan
@@ -17,7 +15,9 @@ if TYPE_CHECKING:
 def sample(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of 'flowgrain train'.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line, # comments.")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Pictures per prompt, seeds 0 to N - 1.")] = 1,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Pictures per prompt, seeds 0 to N - 1; 1 by default.")
+    ] = None,
     at: Annotated[
         float | None, typer.Option("--at", help="Checkpoint at this multiple of the budget; the last one by default.")
     ] = None,
@@ -39,6 +39,23 @@ def sample(
         Literal["float32", "bfloat16"] | None, typer.Option("--dtype", help="Of the weights; the run's by default.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, draw nothing.")] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="Compare runs: granularity, urae, checkpoints or a .yaml file; needs --run."),
+    ] = None,
+    runs: Annotated[
+        list[str] | None, typer.Option("--run", metavar="NAME=FOLDER", help="A run to compare, once for each.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="Real pictures of the domain, for the comparison.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name of the domain; the name of --out by default.")
+    ] = None,
+    describe: Annotated[
+        str, typer.Option("--describe", help="What the domain looks like, told to judges and participants.")
+    ] = "",
+    base: Annotated[bool, typer.Option("--base", help="Compare with the model without adapter as well.")] = False,
 ) -> None:
     """Draw pictures.
 
@@ -48,34 +65,62 @@ def sample(
 
         flowgrain sample --model tiny-flux --prompts prompts.txt --out base
 
+        flowgrain sample --protocol granularity --run baseline=runs/a --run granularity=runs/b
+        --prompts prompts.txt --references held_out --out eval/fox
+
     A picture depends on its prompt and seed. The same command again draws only what is missing.
     """
+    from flowgrain.cli.sample_protocol import read_protocol, request_of, sample_protocol
     from flowgrain.errors import ConfigError
     from flowgrain.sample.generate import SampleConfig
     from flowgrain.sample.prompts import read_prompts
     from flowgrain.sample.session import SamplePlan
 
-    if prompts is None:
-        raise ConfigError("--prompts is missing; give a text file with one prompt a line")
     width, height = _parse_size(size)
     config = SampleConfig(steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size)
+    comparing = {
+        "--run": runs,
+        "--references": references,
+        "--dataset": dataset,
+        "--describe": describe,
+        "--base": base,
+    }
+    if protocol is not None:
+        alone = {"RUN": run, "--model": model, "--at": at, "--checkpoint": checkpoint}
+        _refuse(alone, "does not go with --protocol; name the runs with --run NAME=FOLDER")
+        request = request_of(
+            read_protocol(protocol), runs or [], prompts, seeds, config, base=base, dataset=dataset,
+            description=describe, references=references, dtype=dtype, out=out,
+        )  # fmt: skip
+        return sample_protocol(request, device, dry_run)
+    _refuse(comparing, "is read with --protocol alone")
+    if prompts is None:
+        raise ConfigError("--prompts is missing; give a text file with one prompt a line")
     name, choice, chosen = _choose(run, model, dtype, at, checkpoint)
     plan = SamplePlan(
         run=name,
         model=choice,
         checkpoint=chosen,
         prompts=read_prompts(prompts),
-        seeds=list(range(seeds)),
+        seeds=list(range(seeds or 1)),
         config=config,
         out=out or _default_out(run, chosen, config),
     )
-    pictures = f"{len(plan.prompts)} prompts x {seeds} seeds = {len(plan.prompts) * seeds} pictures"
+    pictures = f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds = {len(plan.prompts) * len(plan.seeds)} pictures"
     weights = f"{choice.path} with {chosen.path}" if chosen else choice.path
     typer.echo(f"{name}: {pictures}, {steps} steps, guidance {guidance:g}, from {weights} to {plan.out}")
     if dry_run:
         return
     outcome = _draw(plan, device)
     typer.echo(f"{name}: {outcome.drawn} pictures drawn, {outcome.kept} kept in {plan.out}")
+
+
+def _refuse(options: dict[str, object], why: str) -> None:
+    from flowgrain.errors import ConfigError
+
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"{given[0]} {why}")
 
 
 def _choose(
@@ -125,27 +170,13 @@ def _draw(plan: "SamplePlan", device: str) -> "SampleOutcome":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flowgrain.cli.console import stderr_console
+    from flowgrain.cli.device import open_device
     from flowgrain.families.registry import load_family
     from flowgrain.sample.session import draw
 
     dtype = torch.bfloat16 if plan.model.dtype == "bfloat16" else torch.float32
-    family = load_family(plan.model.path, plan.model.family, dtype, _device(device))
+    family = load_family(plan.model.path, plan.model.family, dtype, open_device(device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr_console()) as bars:
         task = bars.add_task(f"{plan.run}: drawing", total=None)
         return draw(family, plan, lambda done, total: bars.update(task, completed=done, total=total))
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    from flowgrain.errors import ConfigError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise ConfigError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: not there; torch sees {torch.cuda.device_count()} CUDA devices")
-    return device

@@ -30,6 +30,9 @@ class VariantConfig(Config):
 
     name: str = Field(min_length=1, description="its title in tables and figures, for example granularity 1x")
     pictures: Path = Field(description="folder of pictures, relative to this file")
+    run: str | None = Field(default=None, description="the run that the variant is a checkpoint of")
+    fraction: float | None = Field(default=None, gt=0, description="multiple of N1 of that checkpoint")
+    run_folder: Path | None = Field(default=None, description="folder of that run, relative to this file: its log")
 
 
 class DatasetConfig(Config):
@@ -66,6 +69,10 @@ class Variant:
 
     name: str
     pictures: tuple[Drawn, ...]
+    run: str | None = None
+    fraction: float | None = None
+    """Multiple of N1 of the run's checkpoint."""
+    run_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,16 @@ def _dataset(folder: Path, config: DatasetConfig, file: Path) -> Dataset:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{file}: data set '{config.name}': variant '{twice}' is given twice")
-    variants = tuple(Variant(v.name, _drawn(folder / v.pictures)) for v in config.variants)
+    variants = tuple(
+        Variant(
+            v.name,
+            _drawn(folder / v.pictures),
+            v.run,
+            v.fraction,
+            None if v.run_folder is None else folder / v.run_folder,
+        )
+        for v in config.variants
+    )
     references = () if config.references is None else read_references(folder / config.references)
     dataset = Dataset(config.name, config.description, references, variants)
     if not dataset.items():
