@@ -120,7 +120,7 @@ def test_the_familys_own_pipeline_loads_a_saved_adapter(flux, batch, tmp_path, k
 
 
 def test_an_adapter_folder_that_is_none_is_one_clear_line(flux, tmp_path):
-    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a FLUX adapter[^\n]*$"):
+    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a Flux adapter[^\n]*$"):
         flux.pipeline(tmp_path)
 
 

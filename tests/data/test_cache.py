@@ -72,7 +72,7 @@ class TinyAutoencoder(Family):
 
     skeleton = encoders = blocks = gradient_checkpointing = compile = offload_encoders = _unused
     latents = decode = tokens = condition = predict = adapter_targets = _unused
-    default_path = default_shift = pipeline = pipeline_options = _unused
+    default_path = default_shift = pipeline = pipeline_options = read_capabilities = backbone = _unused
 
 
 @pytest.fixture

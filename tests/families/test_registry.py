@@ -93,8 +93,8 @@ def test_truncated_weights_and_missing_files_are_one_clear_line(saved, tmp_path)
     shutil.copytree(saved, folder)
     (file,) = (folder / "vae").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a FLUX model[^\n]*$"):
+    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a Flux model[^\n]*$"):
         load_family(str(folder), None, torch.float32, CPU)
     shutil.rmtree(folder / "tokenizer")
-    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a FLUX model[^\n]*$"):
+    with pytest.raises(ModelError, match=r"^[^\n]*cannot be loaded as a Flux model[^\n]*$"):
         load_family(str(folder), None, torch.float32, CPU)

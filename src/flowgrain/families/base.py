@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowgrain.errors import ModelError
 from flowgrain.flow.paths import Path
 from flowgrain.flow.time_laws import LinearShift
 
@@ -74,6 +75,8 @@ class ConditionInputs:
     embedding: TextEmbedding | None
     guidance: float
     geometry: SizeGeometry | None = None
+    grad: bool = False
+    """Whether captions are encoded with gradient: a text encoder trains."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Family(ABC):
 
     name: str
     capabilities: Capabilities
+    backbone_name: str
+    """The name of :meth:`backbone` among :meth:`components`."""
 
     @classmethod
     @abstractmethod
@@ -115,9 +120,19 @@ class Family(ABC):
         Raises ModelError naming what is wrong.
         """
 
+    @classmethod
+    @abstractmethod
+    def read_capabilities(cls, model: str) -> Capabilities:
+        """Capabilities from the configuration files alone; raises ModelError naming what is wrong."""
+
+    @property
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The network that predicts."""
+
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
-        """Named modules that an adapter may be injected in."""
+        """Named modules that an adapter may be injected in, the backbone first."""
 
     @abstractmethod
     def encoders(self) -> dict[str, nn.Module]:
@@ -183,7 +198,11 @@ class Family(ABC):
 
     @abstractmethod
     def adapter_targets(self, component: str) -> list[str]:
-        """Default target modules of an adapter in ``component``, as peft suffix names."""
+        """Default linear (and 1x1) target modules of an adapter in ``component``, as peft suffix names."""
+
+    def convolution_targets(self, component: str) -> list[str]:
+        """Default targets among the convolutions larger than 1x1 (LoCon); raises ModelError where there are none."""
+        raise ModelError(f"a {self.name} model has no convolutions to adapt in {component}; remove adapter.conv_rank")
 
     @abstractmethod
     def default_path(self) -> Path:
@@ -192,6 +211,10 @@ class Family(ABC):
     @abstractmethod
     def default_shift(self) -> LinearShift | None:
         """The resolution shift of the model's own scheduler, None where it has none."""
+
+    def default_time_law(self) -> Literal["logit_normal", "uniform"]:
+        """The kind of law of noise levels that the model was trained with."""
+        return "logit_normal"
 
     @abstractmethod
     def pipeline(self, adapter: FilePath | None = None) -> Any:

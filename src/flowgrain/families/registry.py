@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -71,19 +70,8 @@ def _find_family(model: str, family: str | None) -> tuple[type[Family], str]:
 
 def read_capabilities(model: str) -> Capabilities:
     """Capabilities of a model from its configuration files, without its weights; raises as :func:`load_family`."""
-    location = resolve_model(model)
-    _detect_family(model, location)
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-
-    from flowgrain.families.flux_config import capabilities_of
-
-    try:
-        transformer: Any = FluxTransformer2DModel.load_config(location, subfolder="transformer")
-        vae: Any = AutoencoderKL.load_config(location, subfolder="vae")
-        return capabilities_of(transformer, vae)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model}: its transformer or vae configuration cannot be read ({reason})") from None
+    kind, location = _find_family(model, None)
+    return kind.read_capabilities(location)
 
 
 def resolve_model(model: str) -> str:

@@ -83,3 +83,19 @@ class LogitNormal(TimeLaw):
         t = t.double()
         z = (torch.logit(t) - self.location(granularity, tokens)) / self.std
         return torch.exp(-0.5 * z.square()) / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
+
+
+class UniformTime(TimeLaw):
+    """t uniform in (0, 1), whatever granularity and size: the law that diffusion models are trained with."""
+
+    def quantile(
+        self, u: Float[Tensor, " b"], granularity: Int[Tensor, " b"], tokens: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """t = u."""
+        return u.double()
+
+    def density(
+        self, t: Float[Tensor, " b"], granularity: Int[Tensor, " b"], tokens: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """1 everywhere."""
+        return torch.ones_like(t.double())

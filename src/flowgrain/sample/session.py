@@ -71,7 +71,7 @@ def _provenance(family: Family, plan: SamplePlan) -> Provenance:
         checkpoint=checkpoint.path.name if checkpoint else None,
         budget_fraction=checkpoint.budget_fraction if checkpoint else None,
         model=plan.model.path,
-        model_fingerprint=f"{family.fingerprint()}-{module_digest(family.components())}",
+        model_fingerprint=f"{family.fingerprint()}-{module_digest({family.backbone_name: family.backbone})}",
         adapter_sha256=_sha256(checkpoint.adapter / WEIGHTS_NAME) if checkpoint else None,
         dtype=plan.model.dtype,
         sampler=plan.config.sampler,

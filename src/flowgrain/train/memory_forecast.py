@@ -209,7 +209,7 @@ class _Skeleton:
     def __init__(self, recipe: Recipe, dtype: str):
         self._guidance = recipe.model.guidance
         self._family = family = load_skeleton(recipe.model.path, recipe.model.family, getattr(torch, dtype))
-        self._backbone = list(family.components().values())
+        self._backbone = [family.backbone]
         self.backbone = sum(_bytes(_tensors(model)) for model in self._backbone)
         self.encoders = sum(_bytes(_tensors(model)) for model in family.encoders().values())
         self.saved_by = {bits: quantized_bytes(family.blocks(), bits) for bits in get_args(Quantization)}

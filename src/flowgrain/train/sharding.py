@@ -37,8 +37,6 @@ def shard_frozen(family: Family, trainable: list[nn.Parameter], device: torch.de
         parameter.data = parameter.data.to(device)
     for block in family.blocks():
         fully_shard(block, mesh=mesh, ignored_params=whole)
-    for component in family.components().values():
-        if family.blocks()[0] in component.modules():  # the root: embedders and final layers, gathered all the time
-            fully_shard(component, mesh=mesh, ignored_params=whole)
+    fully_shard(family.backbone, mesh=mesh, ignored_params=whole)  # embedders and final layers, gathered all the time
     for encoder in family.encoders().values():
         encoder.to(device)

@@ -1,23 +1,10 @@
-"""What can be known of a FLUX model from its configuration files alone."""
+"""What flow-matching families read of diffusers' FlowMatchEulerDiscreteScheduler."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowgrain.families.base import Capabilities
 from flowgrain.flow.time_laws import LinearShift
-
-
-def capabilities_of(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Capabilities:
-    """What a model with these configurations can be asked for."""
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Capabilities(
-        guidance="embedded" if transformer["guidance_embeds"] else "none",
-        pixel_multiple=2 * scale,
-        latent_channels=vae["latent_channels"],
-        latent_scale=scale,
-        native_size=vae["sample_size"],
-    )
 
 
 def shift_of(scheduler: Mapping[str, Any]) -> LinearShift | None:

@@ -1,0 +1,303 @@
+"""What all families do alike: everything that an ordinary diffusers pipeline already defines.
+
+A family's own file names its pipeline class and backbone, says what may be asked of the model, how a caption becomes
+tensors, and how the backbone is called. All else (loading, encoding and decoding pixels, fingerprints, offloading,
+taps, adapters in pipelines) is here, on the loaded pipeline's own parts.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowgrain.errors import ModelError
+from flowgrain.families.base import (
+    Capabilities,
+    Conditioning,
+    ConditionInputs,
+    Family,
+    Posterior,
+    Quantization,
+    TextEmbedding,
+)
+from flowgrain.families.fingerprint import module_digest, tokenizer_digest
+from flowgrain.families.loading import load_adapter, load_pipeline, read_configs, skeleton_pipeline
+from flowgrain.families.offload import EncoderOffload
+from flowgrain.families.quantization import quantize_linears
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""Part name -> its configuration: of the diffusers models and the scheduler."""
+
+
+class DiffusersFamily(Family):
+    """A diffusers pipeline, frozen, behind the family contract."""
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    backbone_name: str
+    text_encoder_names: ClassVar[tuple[str, ...]]
+    """Parts that read captions, in the order in which the pipeline calls them."""
+    tokenizer_names: ClassVar[tuple[str, ...]]
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Optional parts of the pipeline that are not loaded (a safety checker)."""
+    text_tensors: ClassVar[tuple[str, ...]]
+    """Names of what :meth:`_encode_caption` gives."""
+    block_stacks: ClassVar[tuple[str, ...]]
+    """Attributes of the backbone that hold its repeated blocks, in running order."""
+
+    def __init__(self, pipeline: Any, source: str):
+        self._pipeline = pipeline
+        self._source = source
+        self._check_parts()
+        self._backbone: Any = getattr(pipeline, self.backbone_name)
+        self._vae = pipeline.vae
+        for module in (self._backbone, *self.encoders().values()):
+            module.requires_grad_(False).eval()
+        self.capabilities = self.capabilities_of(
+            {name: part.config for name, part in pipeline.components.items() if hasattr(part, "config")}
+        )
+        self._fingerprint: str | None = None
+        self._offload: EncoderOffload | None = None
+
+    @classmethod
+    @abstractmethod
+    def capabilities_of(cls, configs: Configs) -> Capabilities:
+        """What a model with these configurations can be asked for; raises KeyError for an incomplete one."""
+
+    @abstractmethod
+    def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
+        """Everything the backbone reads of captions, by the names of ``text_tensors``; with gradient where it is on."""
+
+    @classmethod
+    def load(
+        cls, model: str, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none"
+    ) -> "DiffusersFamily":
+        """See :meth:`Family.load`."""
+        family = cls(load_pipeline(cls.pipeline_class, model, dtype, cls.left_out), model)
+        quantize_linears(family.blocks(), quantization, device)
+        family._pipeline.to(device)
+        return family
+
+    @classmethod
+    def skeleton(cls, model: str, dtype: torch.dtype) -> "DiffusersFamily":
+        """See :meth:`Family.skeleton`."""
+        return cls(skeleton_pipeline(cls.pipeline_class, model, dtype, cls.left_out), model)
+
+    @classmethod
+    def read_capabilities(cls, model: str) -> Capabilities:
+        """See :meth:`Family.read_capabilities`."""
+        try:
+            return cls.capabilities_of(read_configs(cls.pipeline_class, model))
+        except KeyError as error:
+            raise ModelError(f"{model}: its configuration files lack {error}; restore them") from None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._backbone.device
+
+    @property
+    def backbone(self) -> nn.Module:
+        """See :meth:`Family.backbone`."""
+        return self._backbone
+
+    def components(self) -> dict[str, nn.Module]:
+        """See :meth:`Family.components`: the backbone, then the text encoders."""
+        encoders = {name: getattr(self._pipeline, name) for name in self.text_encoder_names}
+        return {self.backbone_name: self._backbone, **encoders}
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """See :meth:`Family.encoders`, in the order in which a pipeline calls them."""
+        return {name: getattr(self._pipeline, name) for name in (*self.text_encoder_names, "vae")}
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`Family.blocks`."""
+        return [block for stack in self.block_stacks for block in getattr(self._backbone, stack)]
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """See :meth:`Family.gradient_checkpointing`."""
+        if enabled:
+            self._backbone.enable_gradient_checkpointing()
+        else:
+            self._backbone.disable_gradient_checkpointing()
+
+    def compile(self) -> None:
+        """See :meth:`Family.compile`."""
+        self._backbone.compile_repeated_blocks()
+
+    def offload_encoders(self) -> None:
+        """See :meth:`Family.offload_encoders`."""
+        if self._offload is None:
+            self._offload = EncoderOffload(list(self.encoders().values()), self.device)
+        self._offload.park()
+
+    def fingerprint(self) -> str:
+        """See :meth:`Family.fingerprint`; covers the tokenizers and the text length too."""
+        if self._fingerprint is None:
+            parts = self.encoders()
+            weights = module_digest({name: parts[name] for name in ("vae", *self.text_encoder_names)})
+            texts = "-".join(tokenizer_digest(getattr(self._pipeline, name)) for name in self.tokenizer_names)
+            self._fingerprint = f"{self.name}-{weights}-{texts}-{self._text_length()}"
+        return self._fingerprint
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Float[Tensor, "b 3 h w"]) -> Posterior:
+        """See :meth:`Family.encode_pixels`; one image a call, so that an image's bits do not depend on its batch."""
+        self._check_size(pixels.shape[-2], pixels.shape[-1], self.capabilities.pixel_multiple, "pixels")
+        rows = pixels.to(self.device, self._vae.dtype).split(1)
+        with self._parked_after():
+            posteriors = [self._vae.encode(row).latent_dist for row in rows]
+        return Posterior(
+            mean=torch.cat([posterior.mean for posterior in posteriors]).float(),
+            logvar=torch.cat([posterior.logvar for posterior in posteriors]).float(),
+        )
+
+    def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """See :meth:`Family.latents`: (mean + exp(logvar / 2) noise - shift) * scale."""
+        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * noise
+        return (sample - self._latent_shift()) * self._vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """See :meth:`Family.decode`; one image a call."""
+        unscaled = latents / self._vae.config.scaling_factor + self._latent_shift()
+        rows = unscaled.to(self.device, self._vae.dtype).split(1)
+        with self._parked_after():
+            return torch.cat([self._vae.decode(row, return_dict=False)[0] for row in rows]).float()
+
+    def tokens(self, height: int, width: int) -> int:
+        """See :meth:`Family.tokens`: a token for each square of ``pixel_multiple`` pixels."""
+        multiple = self.capabilities.pixel_multiple
+        self._check_size(height, width, multiple, "pixels")
+        return (height // multiple) * (width // multiple)
+
+    @torch.no_grad()
+    def embed_text(self, captions: list[str]) -> TextEmbedding:
+        """See :meth:`Family.embed_text`; one caption a call, so that its bits do not depend on its batch."""
+        with self._parked_after():
+            rows = [TextEmbedding(self._encode_caption([caption])) for caption in captions]
+        return TextEmbedding.stack(rows)
+
+    def condition(self, inputs: ConditionInputs) -> Conditioning:
+        """See :meth:`Family.condition`: what the captions give, then what else the model reads."""
+        if inputs.captions is not None and inputs.embedding is None:
+            with torch.set_grad_enabled(inputs.grad and torch.is_grad_enabled()):
+                text = TextEmbedding.stack([TextEmbedding(self._encode_caption([c])) for c in inputs.captions])
+        elif inputs.embedding is not None and inputs.captions is None:
+            text = inputs.embedding
+        else:
+            raise ValueError("conditioning is made of either captions or embeddings, give exactly one of them")
+        tensors = {name: self._placed(text.tensors[name]) for name in self.text_tensors}
+        return Conditioning({**tensors, **self._extra_conditioning(inputs, len(tensors[self.text_tensors[0]]))})
+
+    def pipeline(self, adapter: FilePath | None = None) -> Any:
+        """See :meth:`Family.pipeline`. The pipeline shares this family's weights, and a live adapter with them.
+
+        The folder's adapter stays in the weights until ``unload_lora_weights``. Raises ModelError when a live
+        adapter is in place already, or when the folder cannot be read.
+        """
+        pipe = self.pipeline_class(**self._pipeline.components, **self._pipeline_settings())
+        pipe.set_progress_bar_config(disable=True)
+        if adapter is None:
+            return pipe
+        if self._backbone._hf_peft_config_loaded:
+            raise ModelError(f"{adapter}: the model carries an adapter already; remove it before loading another")
+        load_adapter(pipe, adapter)
+        return pipe
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """See :meth:`Family.pipeline_options`."""
+        return {}
+
+    def _check_parts(self) -> None:
+        """Raise ModelError for a pipeline that lacks a part; families add what must fit."""
+        names = (self.backbone_name, *self.encoders_needed(), *self.tokenizer_names, "scheduler")
+        missing = [name for name in names if self._pipeline.components.get(name) is None]
+        if missing:
+            raise ModelError(
+                f"{self._source}: the {self.name} model has no {', '.join(missing)}; give a complete diffusers folder"
+            )
+
+    @classmethod
+    def encoders_needed(cls) -> tuple[str, ...]:
+        """Names of the parts of :meth:`encoders`."""
+        return (*cls.text_encoder_names, "vae")
+
+    def _extra_conditioning(self, inputs: ConditionInputs, rows: int) -> dict[str, Tensor]:
+        """What the backbone reads beside the captions (guidance, sizes), for ``rows`` captions; nothing by default."""
+        return {}
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """A text tensor on the model's device; floating point in the backbone's dtype."""
+        dtype = self._backbone.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
+
+    def _pipeline_settings(self) -> dict[str, Any]:
+        """Constructor arguments of the pipeline besides its parts."""
+        return {}
+
+    def _text_length(self) -> int:
+        """Tokens of a caption's embedding: part of the fingerprint."""
+        return min(getattr(self._pipeline, name).model_max_length for name in self.tokenizer_names)
+
+    def _latent_shift(self) -> float:
+        return getattr(self._vae.config, "shift_factor", None) or 0.0
+
+    @contextmanager
+    def _parked_after(self) -> Iterator[None]:
+        """Send offloaded encoders back to the CPU after the block, which may have called them."""
+        try:
+            yield
+        finally:
+            if self._offload is not None:
+                self._offload.park()
+
+    def _check_size(self, height: int, width: int, multiple: int, unit: str) -> None:
+        if height % multiple or width % multiple or min(height, width) <= 0:
+            raise ModelError(
+                f"height {height} and width {width} {unit} must be positive multiples of {multiple} for {self.name}; "
+                "choose other bucket sizes"
+            )
+
+    @contextmanager
+    def _captured(self, taps: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+        """Record what :meth:`_tapped` makes of the named blocks' outputs while the block runs."""
+        features: dict[str, Tensor] = {}
+        handles = []
+        try:
+            for tap in taps:
+                handles.append(self._block(tap).register_forward_hook(self._recorder(features, tap)))
+            yield features
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _recorder(self, features: dict[str, Tensor], tap: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            features[tap] = self._tapped(output)
+
+        return record
+
+    def _tapped(self, output: Any) -> Tensor:
+        """The image tokens (b, tokens, width) of a block's output."""
+        return output[0] if isinstance(output, tuple) else output
+
+    def _block(self, tap: str) -> nn.Module:
+        stacks = {name: getattr(self._backbone, name) for name in self.block_stacks}
+        stack, _, index = tap.partition(".")
+        if stack not in stacks or not index.isdigit() or int(index) >= len(stacks[stack]):
+            ranges = ", ".join(f"{name}.0 to {name}.{len(blocks) - 1}" for name, blocks in stacks.items())
+            raise ModelError(f"tap '{tap}' is no block of {self._source}; it has {ranges}")
+        return stacks[stack][int(index)]
+
+    def _require_backbone(self, component: str) -> None:
+        """Raise ModelError for a component that the family has no default targets in."""
+        if component != self.backbone_name:
+            raise ModelError(
+                f"a {self.name} model has no component '{component}' to adapt; it has: {self.backbone_name}"
+            )
