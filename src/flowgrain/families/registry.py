@@ -3,8 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Callable
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 
 import torch
@@ -16,21 +15,30 @@ EMBEDDED_MODELS = ("tiny-flux",)
 """Models that the package carries; a folder of the same name is reached as ``./tiny-flux``."""
 
 
-def _flux() -> type[Family]:
+_FAMILIES = {
+    "flux": ("flux", "Flux"),
+    "sdxl": ("sdxl", "StableDiffusionXL"),
+}
+"""Family -> (module of this package, class)."""
+
+_PIPELINES = {
+    "FluxPipeline": "flux",
+    "StableDiffusionXLPipeline": "sdxl",
+}
+"""Pipeline class of model_index.json -> family."""
+
+
+def _open(family: str) -> type[Family]:
     from transformers.utils import logging
 
     # diffusers imports image processors that no family uses; transformers would warn that they lack torchvision
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        from flowgrain.families.flux import Flux
+        module, name = _FAMILIES[family]
+        return getattr(import_module(f"flowgrain.families.{module}"), name)
     finally:
         logging.set_verbosity(level)
-    return Flux
-
-
-_FAMILIES: dict[str, Callable[[], type[Family]]] = {"flux": _flux}
-_PIPELINES = {"FluxPipeline": "flux"}
 
 
 def load_family(
@@ -65,7 +73,7 @@ def _find_family(model: str, family: str | None) -> tuple[type[Family], str]:
     detected = _detect_family(model, location)
     if family is not None and family != detected:
         raise ModelError(f"{model} is a {detected} model, the configuration says '{family}'; correct or remove it")
-    return _FAMILIES[detected](), location
+    return _open(detected), location
 
 
 def read_capabilities(model: str) -> Capabilities:

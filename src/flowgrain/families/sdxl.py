@@ -1,0 +1,53 @@
+"""Stable Diffusion XL and its derivatives (Animagine, Pony, Illustrious, NoobAI): a U-Net told of sizes and crops.
+
+The U-Net reads the layer before the last of both text encoders, the projection of the second one, and six numbers:
+original size, top-left corner of the crop, target size (Podell et al. 2023, arXiv 2307.01952, section 2.2). A slice
+gives its true geometry: its size in the source before any upscaling, where framing cut it, and its bucket.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from flowgrain.families.base import Conditioning, ConditionInputs
+from flowgrain.families.unet import UNetFamily
+
+
+class StableDiffusionXL(UNetFamily):
+    """A StableDiffusionXLPipeline, frozen, behind the family contract."""
+
+    name = "sdxl"
+    pipeline_class = StableDiffusionXLPipeline
+    text_encoder_names: ClassVar = ("text_encoder", "text_encoder_2")
+    tokenizer_names: ClassVar = ("tokenizer", "tokenizer_2")
+    text_tensors: ClassVar = ("prompt_embeds", "pooled_prompt_embeds")
+    left_out: ClassVar = ("image_encoder", "feature_extractor")
+
+    def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
+        """Both encoders' layer before the last, side by side, and the second one's projection."""
+        prompt, _, pooled, _ = self._pipeline.encode_prompt(
+            prompt=captions, prompt_2=captions, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}
+
+    def _extra_conditioning(self, inputs: ConditionInputs, rows: int) -> dict[str, Tensor]:
+        """(original height, width, crop top, left, target height, width) of each row."""
+        geometry = inputs.geometry
+        if geometry is None:
+            side = float(self.capabilities.native_size)
+            ids = torch.tensor([[side, side, 0.0, 0.0, side, side]]).expand(rows, 6)
+        else:
+            ids = torch.cat([geometry.original, geometry.crop, geometry.target], dim=1)
+        return {"time_ids": ids.to(self.device, self._backbone.dtype)}
+
+    def _backbone_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        tensors = conditioning.tensors
+        return {"added_cond_kwargs": {"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": tensors["time_ids"]}}
+
+    def _pipeline_settings(self) -> dict[str, Any]:
+        return {
+            "force_zeros_for_empty_prompt": self._pipeline.config.force_zeros_for_empty_prompt,
+            "add_watermarker": False,
+        }

@@ -1,0 +1,143 @@
+"""What the U-Net families (Stable Diffusion 1, 2 and XL) do alike: a table of noise levels, blocks, targets."""
+
+from abc import ABC
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowgrain.errors import ModelError
+from flowgrain.families.base import Capabilities, Conditioning, Prediction
+from flowgrain.families.diffusers_family import Configs, DiffusersFamily
+from flowgrain.flow.paths import Path
+from flowgrain.flow.time_laws import LinearShift
+from flowgrain.flow.variance_preserving import NoiseSchedule, VariancePreserving
+
+UNET = "unet"
+LINEAR_TARGETS = (
+    *(f"*.transformer_blocks.*.{attention}.{layer}" for attention in ("attn1", "attn2") for layer in
+      ("to_q", "to_k", "to_v", "to_out.0")),
+    "*.transformer_blocks.*.ff.net.0.proj",
+    "*.transformer_blocks.*.ff.net.2",
+    "*.attentions.*.proj_in",
+    "*.attentions.*.proj_out",
+)  # fmt: skip
+"""All linears of the transformers inside the U-Net: what kohya's LoRA adapts (Transformer2DModel)."""
+
+RESNET_TARGETS = ("*.resnets.*.time_emb_proj", "*.resnets.*.conv_shortcut")
+CONVOLUTION_TARGETS = ("*.resnets.*.conv1", "*.resnets.*.conv2", "*.downsamplers.*.conv", "*.upsamplers.*.conv")
+"""What LoCon adds (ResnetBlock2D, Downsample2D, Upsample2D). The two of RESNET_TARGETS are linear or 1x1 and take
+the linear rank, as in kohya's trainer."""
+
+TEXT_TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+"""CLIPAttention and CLIPMLP."""
+
+
+class UNetFamily(DiffusersFamily, ABC):
+    """A U-Net that predicts noise, v or x0 at a table of noise levels."""
+
+    backbone_name = UNET
+    block_stacks: ClassVar = ("down_blocks", "up_blocks")
+
+    @classmethod
+    def capabilities_of(cls, configs: Configs) -> Capabilities:
+        """See :meth:`DiffusersFamily.capabilities_of`; sides are multiples of what the U-Net halves evenly."""
+        unet, vae = configs["unet"], configs["vae"]
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        return Capabilities(
+            guidance="classifier_free",
+            pixel_multiple=scale * 2 ** (len(unet["block_out_channels"]) - 1),
+            latent_channels=vae["latent_channels"],
+            latent_scale=scale,
+            native_size=scale * unet["sample_size"],
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        """See :meth:`Family.blocks`: down, middle, up."""
+        unet = self._backbone
+        return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+    def default_path(self) -> Path:
+        """See :meth:`Family.default_path`: the scheduler's own table and prediction type."""
+        config = self._pipeline.scheduler.config
+        schedule = NoiseSchedule(
+            steps=config.num_train_timesteps,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            kind=config.beta_schedule,
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        )
+        return VariancePreserving(schedule, config.prediction_type)
+
+    def default_shift(self) -> LinearShift | None:
+        """See :meth:`Family.default_shift`: none."""
+        return None
+
+    def default_time_law(self) -> Any:
+        """See :meth:`Family.default_time_law`."""
+        return "uniform"
+
+    def adapter_targets(self, component: str) -> list[str]:
+        """See :meth:`Family.adapter_targets`."""
+        if component in self.text_encoder_names:
+            return list(TEXT_TARGETS)
+        self._require_backbone(component)
+        return list(LINEAR_TARGETS)
+
+    def convolution_targets(self, component: str) -> list[str]:
+        """See :meth:`Family.convolution_targets`."""
+        self._require_backbone(component)
+        return [*RESNET_TARGETS, *CONVOLUTION_TARGETS]
+
+    def predict(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        times: Float[Tensor, "b g"],
+        conditioning: Conditioning,
+        taps: tuple[str, ...] = (),
+    ) -> Prediction:
+        """See :meth:`Family.predict`; taps name blocks, such as ``up_blocks.1`` or ``mid_block``.
+
+        The table entry is floor(t T). A tap's value is the block's feature map as tokens, (b, rows x columns, width).
+        """
+        cells = self.capabilities.pixel_multiple // self.capabilities.latent_scale
+        height, width = x_t.shape[-2:]
+        self._check_size(height, width, cells, "latent cells")
+        total = self._pipeline.scheduler.config.num_train_timesteps
+        steps = (times[:, 0].double() * total).floor().long().clamp(0, total - 1)
+        with self._captured(taps) as features:
+            output = self._backbone(
+                x_t.to(self.device, self._backbone.dtype),
+                steps.to(self.device),
+                encoder_hidden_states=conditioning.tensors["prompt_embeds"],
+                **self._backbone_arguments(conditioning),
+                return_dict=False,
+            )[0]
+        return Prediction(prediction=output, taps=features)
+
+    def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Tensor:
+        """See :meth:`Family.pipeline_latents`."""
+        return noise.to(self.device, self._backbone.dtype)
+
+    def _backbone_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        """What the U-Net reads beside noised latents, step and text; nothing by default."""
+        return {}
+
+    def _tapped(self, output: Any) -> Tensor:
+        hidden = output[0] if isinstance(output, tuple) else output
+        return hidden.flatten(2).transpose(1, 2)
+
+    def _block(self, tap: str) -> nn.Module:
+        return self._backbone.mid_block if tap == "mid_block" else super()._block(tap)
+
+    def _check_parts(self) -> None:
+        super()._check_parts()
+        unet, vae = self._pipeline.unet.config, self._pipeline.vae.config
+        if unet.in_channels != vae.latent_channels:
+            raise ModelError(
+                f"{self._source}: the U-Net takes {unet.in_channels} channels, the autoencoder gives "
+                f"{vae.latent_channels}; only text-to-image models are supported (no inpainting or depth variants)"
+            )
+        config = self._pipeline.scheduler.config
+        if config.get("trained_betas") is not None or config.beta_schedule not in ("linear", "scaled_linear"):
+            raise ModelError(f"{self._source}: scheduler beta_schedule '{config.beta_schedule}' is not supported")
