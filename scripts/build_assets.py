@@ -15,7 +15,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from assets_build import training
 
-STAGES = ("fetch", "render", "vae", "text", "latents", "flux", "distill", "text-projected", "unet", "pack", "grid")
+STAGES = (
+    "fetch",
+    "render",
+    "vae",
+    "text",
+    "latents",
+    "flux",
+    "distill",
+    "text-projected",
+    "unet",
+    "pack",
+    "pack-sdxl",
+    "grid",
+)
 DEFAULT_SECONDS = {
     "vae": 840.0,
     "text": 200.0,
@@ -70,6 +83,10 @@ def run_stage(stage: str, work: Path, out: Path, seconds: float | None) -> None:
         from assets_build import pack
 
         pack.write(work, out)
+    elif stage == "pack-sdxl":
+        from assets_build import pack
+
+        pack.write_sdxl(work, out)
     elif stage == "grid":
         from assets_build import grid
 

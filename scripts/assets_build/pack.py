@@ -11,15 +11,17 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
-from . import attribution, autoencoder, distill, domains, flow, packages, pretrain, text, views
+from . import attribution, autoencoder, distill, domains, flow, packages, pretrain, text, text_projected, unet, views
 
-NAME = "tiny-flux"
+NAME, SDXL_NAME = "tiny-flux", "tiny-sdxl"
+SHARED = {"text_encoder": "text_encoder", "tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
+"""Folders of the tiny SDXL that are links to those of the tiny FLUX."""
 TOKENS_UNSHIFTED = 64  # tokens of a 128-px picture: mu = 0 there, as in training
 FLUX_TOKEN_RATIO, FLUX_SHIFT_RANGE = 16, 0.65  # FLUX: mu grows by 1.15 - 0.5 from 256 to 4096 tokens
-LARGEST_FILE, LARGEST_TOTAL = 15_000_000, 25_000_000
+LARGEST_FILE, LARGEST_TOTAL = 15_000_000, 32_000_000
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -58,6 +60,44 @@ def write(work: Path, out: Path) -> None:
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     attribution.write(out)
+    _check_sizes(out)
+
+
+def write_sdxl(work: Path, out: Path) -> None:
+    """Pack the trained U-Net with its second text encoder; the other parts are links into the tiny FLUX.
+
+    The autoencoder's weights are shared, its configuration is not: SDXL undoes a mean, no shift.
+    """
+    trained = torch.load(work / "unet" / "final.pt", weights_only=True)["weights"]
+    network = unet.build()
+    network.load_state_dict(trained)
+    encoders, vae = text.load(work), autoencoder.load(work)
+    shift = vae.config.shift_factor
+    channels = vae.config.latent_channels
+    vae.register_to_config(latents_mean=[shift] * channels, latents_std=[1.0] * channels, shift_factor=None)
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae.to(torch.bfloat16),
+        text_encoder=encoders.clip.to(torch.bfloat16),
+        text_encoder_2=text_projected.load(work).to(torch.bfloat16),
+        tokenizer=encoders.clip_tokens,
+        tokenizer_2=encoders.clip_tokens,
+        unet=network.to(torch.bfloat16),
+        scheduler=unet.scheduler(),
+    )
+    partial = out / f".{SDXL_NAME}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    for name, shared in SHARED.items():
+        shutil.rmtree(partial / name)
+        (partial / name).symlink_to(Path("..") / NAME / shared)
+    weights = "diffusion_pytorch_model.safetensors"
+    (partial / "vae" / weights).unlink()
+    (partial / "vae" / weights).symlink_to(Path("..") / ".." / NAME / "vae" / weights)
+    reports = {name: json.loads((work / name / "report.json").read_text()) for name in ("text_projected", "unet")}
+    record = {"seeds": {"text_projected": text_projected.SEED, "unet": unet.SEED}, **reports}
+    (partial / "bundle.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(out / SDXL_NAME, ignore_errors=True)
+    partial.rename(out / SDXL_NAME)
     _check_sizes(out)
 
 
@@ -103,7 +143,7 @@ def _domain_pixels(out: Path, name: str) -> np.ndarray:
 
 
 def _check_sizes(out: Path) -> None:
-    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    sizes = {path: path.stat().st_size for path in out.rglob("*") if path.is_file() and not path.is_symlink()}
     largest = max(sizes, key=sizes.__getitem__)
     print(
         f"assets: {sum(sizes.values()) / 1e6:.1f} MB, largest {largest.name} {sizes[largest] / 1e6:.1f} MB", flush=True

@@ -158,15 +158,13 @@ class DiffusersFamily(Family):
         )
 
     def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """See :meth:`Family.latents`: (mean + exp(logvar / 2) noise - shift) * scale."""
-        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * noise
-        return (sample - self._latent_shift()) * self._vae.config.scaling_factor
+        """See :meth:`Family.latents`: mean + exp(logvar / 2) noise, normalised as the pipeline undoes it."""
+        return self._normalised(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """See :meth:`Family.decode`; one image a call."""
-        unscaled = latents / self._vae.config.scaling_factor + self._latent_shift()
-        rows = unscaled.to(self.device, self._vae.dtype).split(1)
+        rows = self._denormalised(latents).to(self.device, self._vae.dtype).split(1)
         with self._parked_after():
             return torch.cat([self._vae.decode(row, return_dict=False)[0] for row in rows]).float()
 
@@ -245,8 +243,13 @@ class DiffusersFamily(Family):
         """Tokens of a caption's embedding: part of the fingerprint."""
         return min(getattr(self._pipeline, name).model_max_length for name in self.tokenizer_names)
 
-    def _latent_shift(self) -> float:
-        return getattr(self._vae.config, "shift_factor", None) or 0.0
+    def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The autoencoder's latents in the model's scale: (raw - shift) * scale."""
+        return (raw - (self._vae.config.shift_factor or 0.0)) * self._vae.config.scaling_factor
+
+    def _denormalised(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The inverse of :meth:`_normalised`."""
+        return latents / self._vae.config.scaling_factor + (self._vae.config.shift_factor or 0.0)
 
     @contextmanager
     def _parked_after(self) -> Iterator[None]:

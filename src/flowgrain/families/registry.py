@@ -11,7 +11,7 @@ import torch
 from flowgrain.errors import ConfigError, ModelError
 from flowgrain.families.base import Capabilities, Family, Quantization
 
-EMBEDDED_MODELS = ("tiny-flux",)
+EMBEDDED_MODELS = ("tiny-flux", "tiny-sdxl")
 """Models that the package carries; a folder of the same name is reached as ``./tiny-flux``."""
 
 

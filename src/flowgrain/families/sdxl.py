@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from jaxtyping import Float
 from torch import Tensor
 
 from flowgrain.families.base import Conditioning, ConditionInputs
@@ -45,6 +46,28 @@ class StableDiffusionXL(UNetFamily):
     def _backbone_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         tensors = conditioning.tensors
         return {"added_cond_kwargs": {"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": tensors["time_ids"]}}
+
+    def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Some derivatives give a mean and a deviation of each channel, which the pipeline undoes too."""
+        statistics = self._channel_statistics()
+        if statistics is None:
+            return super()._normalised(raw)
+        mean, std = statistics
+        return (raw - mean.to(raw)) * self._vae.config.scaling_factor / std.to(raw)
+
+    def _denormalised(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        statistics = self._channel_statistics()
+        if statistics is None:
+            return super()._denormalised(latents)
+        mean, std = statistics
+        return latents * std.to(latents) / self._vae.config.scaling_factor + mean.to(latents)
+
+    def _channel_statistics(self) -> tuple[Tensor, Tensor] | None:
+        config = self._vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return None
+        return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
     def _pipeline_settings(self) -> dict[str, Any]:
         return {

@@ -123,6 +123,13 @@ class UNetFamily(DiffusersFamily, ABC):
         """What the U-Net reads beside noised latents, step and text; nothing by default."""
         return {}
 
+    def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """raw * scale: these pipelines read no shift factor."""
+        return raw * self._vae.config.scaling_factor
+
+    def _denormalised(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return latents / self._vae.config.scaling_factor
+
     def _tapped(self, output: Any) -> Tensor:
         hidden = output[0] if isinstance(output, tuple) else output
         return hidden.flatten(2).transpose(1, 2)
