@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from flowgrain.errors import ConfigError, DataError
-from flowgrain.evaluate.bootstrap import Bootstrap, cluster_rows, mean_interval, replicate
+from flowgrain.evaluate.bootstrap import Bootstrap, cluster_rows, influence_replicates, mean_interval, replicate
 from flowgrain.evaluate.frechet import frechet_distance
 
 
@@ -64,6 +64,35 @@ def test_interval_holds_the_estimate_of_a_statistic_that_repeats_bias_upwards():
     assert np.quantile(replicates, 0.025) > estimate
     low, high = bootstrap.interval(estimate, replicates)
     assert low < estimate < high
+
+
+def test_influences_of_a_mean_replicate_like_its_bootstrap():
+    values = np.random.default_rng(6).normal(size=50)
+    names = [f"{i:02d}" for i in range(50)]
+    bootstrap = Bootstrap(resamples=300)
+    left_out = (values.sum() - values) / 49
+    found = influence_replicates(values.mean(), left_out, bootstrap)
+    plain = replicate(lambda rows: float(values[rows].mean()), names, bootstrap)
+    # the same draws; the jackknife's spread is the bootstrap's times sqrt(n / (n - 1))
+    np.testing.assert_allclose(found - values.mean(), (plain - values.mean()) * np.sqrt(50 / 49), rtol=1e-9, atol=1e-12)
+
+
+def test_replicates_draw_all_rows_of_a_cluster_as_often_as_it_is_drawn():
+    names = ["b", "a", "b", "c", "b", "a"]
+    bootstrap = Bootstrap(resamples=100)
+    seen = []
+    replicate(lambda rows: float(len(seen.append(np.sort(rows)) or rows)), names, bootstrap)
+    members = list(cluster_rows(names).values())
+    for draw, rows in zip(bootstrap.draws(3), seen, strict=True):
+        np.testing.assert_array_equal(rows, np.sort(np.concatenate([members[cluster] for cluster in draw])))
+
+
+def test_an_interval_leaves_out_what_is_not_finite_and_says_where_nothing_is_left():
+    bootstrap = Bootstrap(resamples=100)
+    some = np.concatenate([np.linspace(0, 2, 98), [np.nan, np.inf]])
+    assert bootstrap.interval(1.0, some) == bootstrap.interval(1.0, some[:98])
+    for estimate, replicates in ((1.0, np.full(100, np.nan)), (np.inf, np.zeros(100)), (np.nan, np.zeros(100))):
+        assert np.isnan(bootstrap.interval(estimate, replicates)).all()
 
 
 def test_cluster_rows_are_sorted_and_complete():

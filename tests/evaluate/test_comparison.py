@@ -9,6 +9,7 @@ from PIL import Image
 from flowgrain.errors import ConfigError, DataError
 from flowgrain.evaluate.comparison import item_key, read_comparison
 from flowgrain.evaluate.protocol import PRESETS, ProtocolConfig, urae_prompts
+from flowgrain.evaluate.ranking.records import Ranking, read_rankings, write_rankings
 from flowgrain.sample.prompts import read_prompts
 
 
@@ -42,6 +43,20 @@ def test_items_are_what_all_variants_drew(tmp_path):
     assert [(item.prompt, item.seed) for item in items] == [("one", 1), ("three", 1)]
     assert items[0].pictures == {"a": tmp_path / "fox/a/0-1.png", "b": tmp_path / "fox/b/1-1.png"}
     assert comparison.pairs == (("a", "b"),) and comparison.folder == tmp_path
+
+
+def test_prompts_may_hold_any_line_break_but_a_newline(tmp_path):
+    prompt = "a fox\u2028by a lake\x85at dusk"
+    ranking = Ranking(item="i", dataset="d", prompt=prompt, seed=0, dimension="overall", rater="r",
+                      tiers=(("a",), ("b",)), shown=("b", "a"))  # fmt: skip
+    write_rankings(tmp_path / "rankings.jsonl", [ranking, ranking])
+    assert read_rankings(tmp_path / "rankings.jsonl") == (ranking, ranking)
+    for variant in "ab":
+        pictures(tmp_path / "fox" / variant, ["x"])
+        line = json.dumps({"file": "0-0.png", "prompt": prompt, "seed": 0}, ensure_ascii=False)
+        (tmp_path / "fox" / variant / "samples.jsonl").write_text(line + "\n", encoding="utf-8")
+    comparison = read_comparison([write(tmp_path / "c.yaml", datasets=[dataset()])])
+    assert [item.prompt for item in comparison.items()] == [prompt]
 
 
 def test_several_files_are_one_comparison(tmp_path):
@@ -135,3 +150,28 @@ def test_the_prompts_of_urae():
     assert len(lines) == 20 and lines[4] == lines[5]
     assert len(read_prompts(urae_prompts())) == 19
     assert all(line.endswith(".") and "*" not in line for line in lines)
+
+
+def test_pairs_of_many_variants_are_those_that_a_reader_asks_about(tmp_path):
+    names = ["base", "a 1x", "b 1x", "a 1.5x", "b 1.5x"]
+    variants = [{"name": "base", "pictures": "p/0"}]
+    variants += [
+        {"name": name, "pictures": f"p/{number}", "run": name[0], "fraction": float(name.split()[1][:-1])}
+        for number, name in enumerate(names[1:], start=1)
+    ]
+    for number in range(5):
+        pictures(tmp_path / "p" / str(number), ["one"])
+    values = [{"name": "fox", "variants": variants}]
+    comparison = read_comparison([write(tmp_path / "c.yaml", datasets=values)])
+    assert comparison.pairs == (
+        ("base", "a 1.5x"), ("base", "b 1.5x"), ("a 1x", "b 1x"), ("a 1.5x", "b 1.5x"), ("a 1.5x", "b 1x"),
+        ("a 1x", "a 1.5x"), ("b 1x", "b 1.5x"),
+    )  # fmt: skip
+    for variant in variants:
+        variant.pop("run", None), variant.pop("fraction", None)
+    comparison = read_comparison([write(tmp_path / "c.yaml", datasets=values)])
+    assert comparison.pairs == tuple(("base", name) for name in names[1:])
+
+
+def test_a_prompt_that_is_no_valid_text_still_has_a_key():
+    assert len(item_key("d", "\ud800", 0)) == 12

@@ -1,7 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.image.kid import poly_mmd
 
 from flowgrain.errors import ConfigError
 from flowgrain.evaluate.base import FeatureSet
@@ -27,6 +31,44 @@ def test_equals_the_double_sum(seed, n, m, d):
     x, y = generator.normal(size=(n, d)), generator.normal(size=(m, d)) + 1
     expected = brute_force(x, y, lambda a, b: (a @ b / d + 1) ** 3)
     assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 20), st.integers(1, 8))
+def test_equals_torchmetrics_on_equal_numbers(seed, n, d):
+    generator = np.random.default_rng(seed)
+    x, y = generator.normal(size=(n, d)), generator.normal(size=(n, d)) + 1
+    expected = float(poly_mmd(torch.from_numpy(y), torch.from_numpy(x)))
+    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(5, 16), st.integers(1, 3))
+def test_left_out_is_the_distance_of_the_rows_that_are_left(seed, n, k):
+    generator = np.random.default_rng(seed)
+    x, y = generator.normal(size=(n, 3)), generator.normal(size=(7, 3)) + 0.5
+    clusters = np.split(generator.permutation(n), np.arange(k, n, k))
+    value, left_out = KernelDistance().left_out(FeatureSet(x, None, y), clusters)
+    assert value == pytest.approx(kernel_distance(x, y), rel=1e-9)
+    for rows, found in zip(clusters, left_out, strict=True):
+        assert found == pytest.approx(kernel_distance(np.delete(x, rows, axis=0), y), rel=1e-9, abs=1e-12)
+
+
+def test_too_few_rows_left_is_not_a_number():
+    x = np.random.default_rng(5).normal(size=(3, 2))
+    left_out = KernelDistance().left_out(FeatureSet(x, None, x), [np.array([0, 1]), np.array([2])])[1]
+    assert np.isnan(left_out[0]) and np.isfinite(left_out[1])
+
+
+def test_memory_does_not_grow_with_the_number_of_pairs():
+    generator = np.random.default_rng(6)
+    x, y = generator.normal(size=(9000, 2)), generator.normal(size=(3000, 2))
+    tracemalloc.start()
+    value = kernel_distance(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 450e6  # the kernel matrix of x alone takes 648 MB, and its powers as much again
+    assert value == pytest.approx(kernel_distance(x[:3000], y), abs=0.05)
 
 
 def test_linear_kernel_is_the_squared_mean_gap_less_its_bias():

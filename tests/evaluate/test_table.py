@@ -3,11 +3,16 @@ import pytest
 from PIL import Image
 
 from flowgrain.errors import DataError
+from flowgrain.evaluate.base import Metric, PictureScore
 from flowgrain.evaluate.bootstrap import Bootstrap
 from flowgrain.evaluate.cosine import ImageCosine
-from flowgrain.evaluate.features import ImageEncoder, open_rgb
+from flowgrain.evaluate.encoders.base import ImageEncoder, TextFeatures, open_rgb
+from flowgrain.evaluate.frechet import FrechetDistance
+from flowgrain.evaluate.inception_score import InceptionScore
 from flowgrain.evaluate.kernel_distance import KernelDistance
-from flowgrain.evaluate.table import PictureSet, loss_metrics, picture_metrics
+from flowgrain.evaluate.moments import moments_of
+from flowgrain.evaluate.precision_recall import DENSITY_COVERAGE, PRECISION_RECALL
+from flowgrain.evaluate.table import PictureSet, loss_metrics, picture_metrics, score_metrics, shared_pictures
 
 BOOTSTRAP = Bootstrap(resamples=200)
 
@@ -29,6 +34,48 @@ class PatchMeans(ImageEncoder):
         self.encoded += len(images)
         small = [open_rgb(image).resize((4, 4), Image.Resampling.BOX) for image in images]
         return np.stack([np.asarray(image, dtype=np.float32).ravel() / 255 for image in small])
+
+
+class Brightness(PictureScore):
+    """Mean grey value; not defined on black pictures."""
+
+    title = "brightness"
+    version = "1"
+    higher_is_better = None
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, pictures, prompts):
+        self.calls.append(list(prompts))
+        means = np.array(
+            [open_rgb(picture).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))[0] for picture in pictures]
+        )
+        return np.where(means == 0, np.nan, means.astype(np.float64))
+
+
+class Joint(PatchMeans):
+    """Patch means that know prompts and classes too."""
+
+    def text(self, prompts):
+        return TextFeatures(np.ones((len(prompts), 48), dtype=np.float32), (0,))
+
+    def logits(self, features):
+        return features[:, :10] * 10
+
+
+class TextLength(Metric):
+    """Needs the text side."""
+
+    title = "text length"
+    higher_is_better = True
+    needs_own_reference = False
+    needs_text = True
+    small_sample = None
+    small_sample_note = ""
+
+    def statistic(self, features):
+        return lambda rows: float(np.linalg.norm(features.text[rows], axis=1).mean())
 
 
 def noisy_pictures(seed, references, noise):
@@ -134,6 +181,8 @@ def test_errors_name_arm_and_example(sets, references):
         picture_metrics([PictureSet("x", references[:2], ["one"])], references, PatchMeans())
     with pytest.raises(DataError, match="arm 'near' is given twice"):
         picture_metrics([sets[0], sets[0]], references, PatchMeans())
+    with pytest.raises(DataError, match="arm 'x': 1 pictures but 2 seeds"):
+        picture_metrics([PictureSet("x", references[:1], ["one"], seeds=[0, 1])], references, PatchMeans())
     with pytest.raises(DataError, match="no arm 'c' to compare"):
         loss_metrics({"a": {"r": 1.0, "s": 2.0}}, pairs=[("a", "c")], bootstrap=BOOTSTRAP)
     with pytest.raises(DataError, match="for example 's'"):
@@ -144,3 +193,131 @@ def test_errors_name_arm_and_example(sets, references):
         )
     with pytest.raises(DataError, match="not finite at root 'q'"):
         loss_metrics({"a": {"r": 1.0, "q": float("nan")}}, bootstrap=BOOTSTRAP)
+
+
+def test_distribution_metrics_of_equal_pictures(references):
+    prompts = [f"thing {i}" for i in range(30)]
+    metrics = [*PRECISION_RECALL, *DENSITY_COVERAGE]
+    dark = noisy_pictures(4, [np.zeros((8, 8, 3), dtype=np.uint8)] * 30, 40)
+    arms = [PictureSet("same", references, prompts), PictureSet("dark", dark, prompts)]
+    table = picture_metrics(
+        arms, references, PatchMeans(), metrics=metrics, pairs=[("dark", "same")], bootstrap=BOOTSTRAP
+    )
+    values = {(r.name, r.arm): r.value for r in table.results}
+    for name in ("precision (k = 3)", "recall (k = 3)", "coverage (k = 5)"):
+        assert values[f"PatchMeans {name}", "same"] == 1 > values[f"PatchMeans {name}", "dark"]
+    assert all(d.ahead == "same" for d in table.differences)
+    assert "30 pictures and 30 references, fewer than 10000" in table.results[0].warning
+    assert "kernel distance" in table.results[0].warning
+
+
+def test_results_tell_what_made_them(sets, references):
+    table = picture_metrics(sets[:1], references, PatchMeans(), bootstrap=BOOTSTRAP)
+    frechet, cosine = table.results[0], table.results[2]
+    assert frechet.details == {
+        "encoder version": "1",
+        "resize": "4 px, box",
+        "references": "30",
+        "interval": "bootstrap of the influence of each prompt (jackknife)",
+        "resamples": "200",
+        "seed": "0",
+    }
+    assert cosine.details["interval"] == "bootstrap"
+
+
+def test_published_statistics_need_no_pool(sets, references):
+    encoder = PatchMeans()
+    metric = FrechetDistance(moments_of(encoder(references)), "colours")
+    bare = PictureSet("near", sets[0].images, sets[0].prompts)
+    found = picture_metrics([bare], [], encoder, metrics=[metric], bootstrap=BOOTSTRAP).results[0]
+    expected = picture_metrics([bare], references, encoder, metrics=[FrechetDistance()], bootstrap=BOOTSTRAP).results[0]
+    assert found.name == "PatchMeans Frechet distance to colours"
+    assert (found.value, found.low) == (pytest.approx(expected.value), pytest.approx(expected.low))
+    assert found.details["references"] == "30" and "30 references" in found.warning
+
+
+def test_text_and_logits_reach_the_metrics_that_need_them(sets, references):
+    metrics = [TextLength(), InceptionScore()]
+    assert not picture_metrics(sets, references, PatchMeans(), metrics=metrics, bootstrap=BOOTSTRAP).results
+    table = picture_metrics(sets[:1], references, Joint(), metrics=metrics, bootstrap=BOOTSTRAP)
+    length, score = table.results
+    assert length.value == pytest.approx(np.sqrt(48))
+    assert "prompt of 1 pictures was cut off" in length.warning
+    assert score.name == "PatchMeans Inception Score"
+    assert 1 < score.low < score.value < score.high < 10
+    assert "references" not in score.details
+    assert "30 pictures, fewer than 5000" in score.warning and "kernel distance" in score.warning
+
+
+def test_scores_are_pooled_with_intervals_and_paired_differences(sets):
+    score = Brightness()
+    table = score_metrics(sets, [score], pairs=[("near", "far")], bootstrap=BOOTSTRAP)
+    near = table.results[0]
+    assert near.value == pytest.approx(score(sets[0].images, sets[0].prompts).mean())
+    assert near.low < near.value < near.high and near.encoder == "1" and near.n == near.clusters == 30
+    assert table.differences[0].value == pytest.approx(table.results[1].value - near.value)
+    assert table.differences[0].ahead is None and near.higher_is_better is None
+    assert score.calls[0] == sets[0].prompts
+
+
+def test_a_score_that_is_not_defined_on_a_picture_leaves_it_out(references):
+    black = np.zeros((8, 8, 3), dtype=np.uint8)
+    prompts = [f"thing {i}" for i in range(30)]
+    some = PictureSet("some", [black, black, *references[2:]], prompts)
+    none = PictureSet("none", [black] * 30, prompts)
+    table = score_metrics([some, none], [Brightness()], pairs=[("some", "none")], bootstrap=BOOTSTRAP)
+    assert table.results[0].value == pytest.approx(np.nanmean(Brightness()(some.images, prompts)))
+    assert "not defined on 2 of 30 pictures" in table.results[0].warning
+    assert np.isnan([table.results[1].value, table.results[1].low, table.differences[0].value]).all()
+    assert table.differences[0].ahead is None
+
+
+def test_a_score_with_infinite_values_has_no_interval(references):
+    class Infinite(Brightness):
+        higher_is_better = True
+
+        def __call__(self, pictures, prompts):
+            return np.full(len(pictures), np.inf)
+
+    prompts = [f"thing {i}" for i in range(30)]
+    arms = [PictureSet(name, references, prompts) for name in ("a", "b")]
+    table = score_metrics(arms, [Infinite()], pairs=[("a", "b")], bootstrap=BOOTSTRAP)
+    assert table.results[0].value == np.inf and np.isnan(table.results[0].low)
+    assert np.isnan(table.differences[0].value) and table.differences[0].ahead is None
+
+
+def test_a_score_must_give_a_value_for_each_picture(sets):
+    class Short(Brightness):
+        def __call__(self, pictures, prompts):
+            return np.zeros(len(pictures) - 1)
+
+    with pytest.raises(DataError, match=r"brightness: \(29,\) values for the 30 pictures of 'near'"):
+        score_metrics(sets, [Short()], bootstrap=BOOTSTRAP)
+
+
+def test_arms_are_paired_by_prompt_and_seed(references):
+    def arm(name, seeds):
+        return PictureSet(name, references[:4], ["p", "p", "q", "q"], seeds=seeds)
+
+    first, second = arm("first", [0, 1, 0, 1]), arm("second", [0, 1, 0, 7])
+    pairs = [("first", "second")]
+    with pytest.raises(DataError, match=r"differ on 2, for example 'q' with seed 1.*shared_pictures"):
+        score_metrics([first, second], [Brightness()], pairs=pairs, bootstrap=BOOTSTRAP)
+    shared = shared_pictures([first, second])
+    assert [(item.prompts, item.seeds) for item in shared] == [(("p", "p", "q"), (0, 1, 0))] * 2
+    assert score_metrics(shared, [Brightness()], pairs=pairs, bootstrap=BOOTSTRAP).differences[0].value == 0
+    bare = PictureSet("bare", references[:3], ["p", "p", "q"])
+    with pytest.raises(DataError, match="differ on 1, for example 'q'"):
+        score_metrics([first, bare], [Brightness()], pairs=[("first", "bare")], bootstrap=BOOTSTRAP)
+    with pytest.raises(DataError, match="arm 'bare' has no seeds"):
+        shared_pictures([first, bare])
+    with pytest.raises(DataError, match="no prompt and seed that all of first, other drew"):
+        shared_pictures([first, arm("other", [5, 6, 5, 6])])
+
+
+def test_shared_pictures_keep_each_arms_own_order_and_references(references):
+    first = PictureSet("first", references[:3], ["p", "q", "r"], references[3:6], [0, 0, 0])
+    second = PictureSet("second", references[6:9], ["r", "x", "p"], references[9:12], [0, 0, 0])
+    kept = shared_pictures([first, second])
+    assert [item.prompts for item in kept] == [("p", "r"), ("r", "p")]
+    assert kept[1].images[1] is references[8] and kept[1].references[1] is references[11]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from made_up_evaluation import write_evaluation
 from PIL import Image
 
 from flowgrain.data.records import SliceRecord
@@ -165,3 +166,32 @@ def page(arms, data, metrics, laws):
         stages={"decompose": 12.3, "train": 118.0, "sample": 300.0},
         versions={"torch": "2.13.0", "diffusers": "0.42.1"},
     )
+
+
+@pytest.fixture(scope="session")
+def evaluation_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_evaluation(folder, [validation_line(0, 0.0, 3), *log_lines(LEVELS, updates=60)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluation(evaluation_folder):
+    from flowgrain.report.sources import Places, read_evaluation
+
+    return read_evaluation([evaluation_folder], Places())
+
+
+@pytest.fixture(scope="session")
+def evaluation_report(evaluation):
+    from flowgrain.report.evaluation_page import evaluation_page
+
+    return evaluation_page(evaluation, rows=4)
+
+
+@pytest.fixture(scope="session")
+def written(evaluation, evaluation_report, tmp_path_factory):
+    from flowgrain.report.output import write_report
+    from flowgrain.report.sheets import sheets_of
+
+    return write_report(evaluation_report, sheets_of(evaluation), tmp_path_factory.mktemp("out") / "report.html")

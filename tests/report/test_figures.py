@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowgrain.report.canvas import DARK, LIGHT, Style
 from flowgrain.report.figures import (
-    DARK,
-    LIGHT,
     Curve,
     IntervalRow,
-    Style,
     bar_figure,
     density_figure,
     interval_figure,

@@ -10,7 +10,7 @@ from flowgrain.report.page import Bullets, GridRow, Page, Paragraph, PictureGrid
 class Outline(HTMLParser):
     """Collects tags, and checks that what is opened is closed."""
 
-    VOID = frozenset({"meta", "link", "img", "source", "br"})
+    VOID = frozenset({"meta", "link", "img", "source", "br", "input"})
 
     def __init__(self, html):
         super().__init__()

@@ -21,6 +21,7 @@ def validation(number, fraction, loss=0.25):
     return {
         "kind": "validation",
         "update": number,
+        "slices": number * 12,
         "budget_fraction": fraction,
         "loss": loss,
         "t": [0.05, 0.95],

@@ -6,7 +6,7 @@ import pytest
 from whole_runs import Listening, StopAfter
 
 from flowgrain.errors import CheckpointError
-from flowgrain.train.lock import locked
+from flowgrain.locks import locked
 from flowgrain.train.log import read_log
 from flowgrain.train.loop import train
 from flowgrain.train.status import read_status, to_json

@@ -12,9 +12,14 @@ from flowgrain.cli.convert import convert
 from flowgrain.cli.decompose import decompose
 from flowgrain.cli.demo import demo
 from flowgrain.cli.doctor import doctor
+from flowgrain.cli.evaluate import evaluate
+from flowgrain.cli.judge import judge
+from flowgrain.cli.reconstruct import reconstruct
 from flowgrain.cli.replay import replay
+from flowgrain.cli.report import report
 from flowgrain.cli.sample import sample
 from flowgrain.cli.status import status
+from flowgrain.cli.study import study
 from flowgrain.cli.train import train
 from flowgrain.errors import FlowgrainError
 
@@ -32,6 +37,11 @@ app.command(name="train")(train)
 app.command(name="status")(status)
 app.command(name="replay")(replay)
 app.command(name="sample")(sample)
+app.command(name="evaluate")(evaluate)
+app.command(name="judge")(judge)
+app.add_typer(study, name="study")
+app.command(name="report")(report)
+app.command(name="reconstruct")(reconstruct)
 app.command(name="demo")(demo)
 app.command(name="doctor")(doctor)
 app.add_typer(convert, name="convert")

@@ -12,7 +12,7 @@ import yaml
 from flowgrain.data.images import list_images
 from flowgrain.data.records import REJECTS_NAME
 from flowgrain.demo.study import BASE, MODEL, DemoPlan, pictures, read_records, recipe
-from flowgrain.evaluate.features import MobileNetV2Encoder
+from flowgrain.evaluate.encoders.mobilenet import MobileNetV2Encoder
 from flowgrain.evaluate.table import MetricTable, PictureSet, loss_metrics, picture_metrics
 from flowgrain.families.registry import load_family
 from flowgrain.granularity import GRANULARITIES

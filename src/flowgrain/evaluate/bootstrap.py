@@ -8,7 +8,7 @@ changes nothing but Monte Carlo noise. A Frechet distance rises when rows repeat
 may not even hold its own estimate; the move takes that out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,26 +34,36 @@ class Bootstrap:
 
     def draws(self, clusters: int) -> Int[np.ndarray, "resamples clusters"]:
         """Cluster numbers of every resample; the same for one seed and cluster count."""
+        return np.stack(list(self.iterate(clusters)))
+
+    def iterate(self, clusters: int) -> Iterator[Int[np.ndarray, " clusters"]]:
+        """The rows of :meth:`draws`, one at a time. Raises :class:`DataError` for fewer than 2 clusters."""
         if clusters < 2:
             raise DataError(f"an interval needs at least 2 prompts (or roots), got {clusters}")
         generator = numpy_generator(self.seed, "bootstrap", clusters)
-        return generator.integers(0, clusters, size=(self.resamples, clusters))
+        for _ in range(self.resamples):
+            yield generator.integers(0, clusters, size=clusters)
 
     def interval(self, estimate: float, replicates: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
         """Ends of the percentile interval, moved so that the replicates' mean lies on ``estimate``.
 
-        Draws on which the statistic is undefined (NaN: one picture has no pairs) are left out.
+        Draws on which the statistic is undefined (NaN: one picture has no pairs) or infinite are left out. (NaN, NaN)
+        where the estimate is not finite or every draw is undefined.
         """
         tail = (1 - self.level) / 2
-        defined = replicates[~np.isnan(replicates)]
+        defined = replicates[np.isfinite(replicates)]
+        if not len(defined) or not np.isfinite(estimate):
+            return float("nan"), float("nan")
         low, high = np.quantile(defined, [tail, 1 - tail]) + (estimate - defined.mean())
         return float(low), float(high)
 
 
-def cluster_rows(clusters: Sequence[str]) -> dict[str, Int[np.ndarray, " k"]]:
+def cluster_rows(clusters: Sequence[str]) -> dict[str, Int[np.ndarray, " _"]]:
     """Rows of each cluster, clusters in sorted order so that arms with the same prompts draw alike."""
-    names = np.asarray(clusters)
-    return {name: np.flatnonzero(names == name) for name in sorted(set(clusters))}
+    names, members = np.unique(np.asarray(clusters), return_inverse=True)
+    order = np.argsort(members, kind="stable")
+    bounds = np.searchsorted(members[order], np.arange(1, len(names)))
+    return dict(zip(names.tolist(), np.split(order, bounds), strict=True))
 
 
 def replicate(
@@ -63,7 +73,28 @@ def replicate(
 ) -> Float[np.ndarray, " resamples"]:
     """The statistic on every resample of whole clusters."""
     rows = list(cluster_rows(clusters).values())
-    return np.array([statistic(np.concatenate([rows[i] for i in draw])) for draw in bootstrap.draws(len(rows))])
+    order, sizes = np.concatenate(rows), np.array([len(members) for members in rows])
+    ends = sizes.cumsum()
+    values = []
+    for draw in bootstrap.iterate(len(rows)):
+        drawn = sizes[draw]
+        # row number within the draw -> place in `order`: the start of its cluster plus its number in the cluster
+        places = np.arange(drawn.sum()) + np.repeat(ends[draw] - drawn.cumsum(), drawn)
+        values.append(statistic(order[places]))
+    return np.array(values)
+
+
+def influence_replicates(
+    estimate: float, left_out: Float[np.ndarray, " g"], bootstrap: Bootstrap
+) -> Float[np.ndarray, " resamples"]:
+    """Replicates of a statistic from its values without each cluster (clusters in sorted order).
+
+    A cluster drawn N times moves the estimate by (N - 1) times what leaving it out moves the other way. So their
+    variance over draws is the delete-one jackknife's, which on average is never too small (Efron and Stein 1981).
+    """
+    clusters = len(left_out)
+    influence = np.sqrt((clusters - 1) / clusters) * (left_out.mean() - left_out)
+    return np.array([estimate + influence[draw].sum() for draw in bootstrap.iterate(clusters)])
 
 
 def mean_interval(

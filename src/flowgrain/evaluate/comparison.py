@@ -6,8 +6,9 @@ Pictures may come from ``flowgrain sample`` or from any other tool: a folder nee
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,8 @@ from flowgrain.evaluate.protocol import ProtocolConfig
 
 COMPARISON_NAME = "comparison.yaml"
 SAMPLES_NAME = "samples.jsonl"
+ALL_PAIRS_OF = 4
+"""Up to so many variants all pairs are compared where none are given."""
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
@@ -50,7 +53,9 @@ class ComparisonConfig(Config):
     protocol: ProtocolConfig = Field(default_factory=ProtocolConfig)
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     pairs: tuple[tuple[str, str], ...] = Field(
-        default=(), description="variants whose differences are measured; all pairs of at most four variants by default"
+        default=(),
+        description="variants whose differences are measured; by default all pairs of up to four variants, of more the "
+        "runs at equal budget, each checkpoint and the next, and the first run at its last budget against the others",
     )
 
 
@@ -188,25 +193,64 @@ def read_comparison(paths: Sequence[Path]) -> Comparison:
     for file, (_, config) in zip(files, configs, strict=True):
         if config.protocol != protocol:
             raise ConfigError(f"{file}: its protocol differs from that of {files[0]}; compare them apart")
-    return Comparison(files[0].parent, protocol, tuple(datasets), _pairs(configs[0][1].pairs, variants, files[0]))
+    return Comparison(
+        files[0].parent, protocol, tuple(datasets), _pairs(configs[0][1].pairs, datasets[0].variants, files[0])
+    )
 
 
 def item_key(dataset: str, prompt: str, seed: int) -> str:
     """The key of an item: twelve hexadecimal digits of a hash of its identity."""
     identity = json.dumps([dataset, prompt, seed], ensure_ascii=False)
-    return hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
-def _pairs(given: tuple[tuple[str, str], ...], variants: list[str], file: Path) -> tuple[tuple[str, str], ...]:
+def _pairs(
+    given: tuple[tuple[str, str], ...], variants: tuple[Variant, ...], file: Path
+) -> tuple[tuple[str, str], ...]:
+    """The pairs to compare: those given, all of few variants, else those that a reader asks about.
+
+    Every pair more is a chance more to find a difference where there is none.
+    """
+    names = [variant.name for variant in variants]
     for pair in given:
         for name in pair:
-            if name not in variants:
-                raise ConfigError(f"{file}: pairs: no variant '{name}'; variants: {', '.join(variants)}")
-    if given or len(variants) < 2:
+            if name not in names:
+                raise ConfigError(f"{file}: pairs: no variant '{name}'; variants: {', '.join(names)}")
+    if given or len(names) < 2:
         return given
-    if len(variants) > 4:  # every pair more is a chance more to find a difference where there is none
-        return tuple((variants[0], other) for other in variants[1:])
-    return tuple((a, b) for i, a in enumerate(variants) for b in variants[i + 1 :])
+    if len(names) <= ALL_PAIRS_OF:
+        return tuple(combinations(names, 2))
+    runs: dict[str, dict[float, str]] = {}
+    for variant in variants:
+        if variant.run is not None and variant.fraction is not None:
+            runs.setdefault(variant.run, {})[variant.fraction] = variant.name
+    if not runs:
+        return tuple((names[0], other) for other in names[1:])
+    return tuple(dict.fromkeys((*_without_run(variants, runs), *_between_runs(runs), *_along_runs(runs))))
+
+
+def _without_run(variants: tuple[Variant, ...], runs: dict[str, dict[float, str]]) -> Iterator[tuple[str, str]]:
+    """A model that was not trained against each run's last checkpoint."""
+    for variant in variants:
+        if variant.run is None or variant.fraction is None:
+            yield from ((variant.name, marks[max(marks)]) for marks in runs.values())
+
+
+def _between_runs(runs: dict[str, dict[float, str]]) -> Iterator[tuple[str, str]]:
+    """Runs at equal budget, then each later run at its first budget against the first run at its last.
+
+    The last kind is the claim of Semantic Granularity Alignment (section 4.4.1): less training, better pictures.
+    """
+    for one, other in combinations(runs.values(), 2):
+        yield from ((one[mark], other[mark]) for mark in sorted(one.keys() & other.keys()))
+    first, *later = runs.values()
+    yield from ((first[max(first)], marks[min(marks)]) for marks in later)
+
+
+def _along_runs(runs: dict[str, dict[float, str]]) -> Iterator[tuple[str, str]]:
+    """Each checkpoint of a run and the next one."""
+    for marks in runs.values():
+        yield from pairwise(marks[mark] for mark in sorted(marks))
 
 
 def _dataset(folder: Path, config: DatasetConfig, file: Path) -> Dataset:
@@ -275,7 +319,7 @@ def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # prompts may hold other line breaks
         if not line.strip():
             continue
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowgrain.data.records import SliceRecord
-from flowgrain.report.figures import Style
+from flowgrain.report.canvas import Style
 from flowgrain.report.run_log import RunLog, TrainingCost, ValidationRecord
 
 PictureKind = Literal["whole", "close-up"]

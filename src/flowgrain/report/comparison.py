@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from flowgrain.evaluate.table import MetricTable
-from flowgrain.report.arms import Arm, DataInfo
+from flowgrain.evaluate.results import MetricTable
+from flowgrain.report.arms import Arm, DataInfo, arm_styles
 from flowgrain.report.page import Page, without_empty
 from flowgrain.report.sections.cost import cost_section
 from flowgrain.report.sections.data import data_section
@@ -38,7 +38,7 @@ def comparison_page(
             [
                 summary_section(metrics, runs_per_arm),
                 pictures_section(arms, rows_per_grid),
-                measures_section(metrics, arms),
+                measures_section(metrics, arm_styles(arms)),
                 validation_section(arms),
                 loss_section(arms),
                 None if laws is None else time_section(laws, arms),

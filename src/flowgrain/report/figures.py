@@ -1,67 +1,25 @@
-"""Figures in one style: matplotlib to SVG, drawn once for light and once for dark pages.
+"""Lines, intervals and bars: small figures of one panel each, so that a phone shows them readably.
 
-Colours are from palettes that stay apart for colour-blind readers (Okabe and Ito 2008; Tol 2021), and every line also
-has its own dash and marker. Figures are small on purpose: one panel each, so that a phone shows them readably.
+Every line has its own colour, dash and marker.
 """
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from cycler import cycler
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure as Canvas
 
-from flowgrain.report.pictures import Drawing, data_uri
+from flowgrain.report.canvas import Style, Theme, render
+from flowgrain.report.pictures import Drawing
 
-WIDTH, HEIGHT = 3.75, 3.1
-"""Inches of one panel."""
-CSS_PIXELS_PER_INCH = 96
-LIGHT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#332288")
-DARK_COLOURS = ("#56B4E9", "#F28E4B", "#3FD0A5", "#E58AD0", "#F0E442", "#A9A3F0")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SMOOTHING_PARTS = 15
 """A loss curve is smoothed over a window of one such part of its points."""
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one appearance of the page."""
-
-    paper: str
-    ink: str
-    soft: str
-    grid: str
-    colours: tuple[str, ...]
-
-
-LIGHT = Theme("#ffffff", "#1b1f24", "#59636e", "#e3e7eb", LIGHT_COLOURS)
-DARK = Theme("#14171c", "#e4e8ed", "#9da7b3", "#2b3138", DARK_COLOURS)
-
-
-@dataclass(frozen=True)
-class Style:
-    """Looks of one arm in every figure: number of its colour (None = grey) and of its dash and marker."""
-
-    colour: int | None
-    dash: int = 0
-
-    def shade(self, theme: Theme) -> str:
-        """The colour in a theme."""
-        return theme.soft if self.colour is None else theme.colours[self.colour % len(theme.colours)]
-
-    def plot(self, axes: Axes, theme: Theme, curve: "Curve", y: Sequence[float], marked: bool = False) -> None:
-        """Draw ``y`` over the curve's x under the curve's name."""
-        (line,) = axes.plot(curve.x, y, color=self.shade(theme), label=curve.label)
-        line.set_linestyle(DASHES[self.dash % len(DASHES)])
-        if marked:
-            line.set_marker(MARKERS[self.dash % len(MARKERS)])
+LONGEST_LINE = 26
+"""Letters of a label's line; the tables hold names in full."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +51,23 @@ def loss_figure(title: str, curves: Sequence[Curve]) -> Drawing:
         for curve in curves:
             average = moving_average(np.asarray(curve.y, dtype=np.float64), len(curve.y) // SMOOTHING_PARTS)
             axes.plot(curve.x, curve.y, color=curve.style.shade(theme), linewidth=0.7, alpha=0.25)
-            curve.style.plot(axes, theme, curve, average.tolist())
+            _plot(axes, theme, curve, average.tolist())
         axes.set(xlabel="slices seen in training", ylabel="loss (mean squared error)")
         _legend(axes)
 
-    return _render(title, draw)
+    return render(title, draw)
+
+
+def progress_figure(title: str, curves: Sequence[Curve], ylabel: str) -> Drawing:
+    """Measurements over slices, one marker each."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for curve in curves:
+            _plot(axes, theme, curve, curve.y, marked=True)
+        axes.set(xlabel="slices seen in training", ylabel=ylabel)
+        _legend(axes)
+
+    return render(title, draw)
 
 
 def density_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Drawing:
@@ -107,12 +77,12 @@ def density_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Dr
         axes.fill_between(neutral.x, neutral.y, color=theme.soft, alpha=0.18, linewidth=0)
         axes.plot(neutral.x, neutral.y, color=theme.soft, linewidth=1.2, label=neutral.label)
         for curve in modulated:
-            curve.style.plot(axes, theme, curve, curve.y)
+            _plot(axes, theme, curve, curve.y)
         axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel="probability density", xlim=(0, 1))
         axes.set_ylim(bottom=0)
         _legend(axes)
 
-    return _render(title, draw)
+    return render(title, draw)
 
 
 def noise_level_figure(title: str, curves: Sequence[Curve], ylabel: str, zero: str | None = None) -> Drawing:
@@ -122,11 +92,11 @@ def noise_level_figure(title: str, curves: Sequence[Curve], ylabel: str, zero: s
         if zero is not None:
             axes.axhline(0, color=theme.soft, linewidth=1.2, label=zero)
         for curve in curves:
-            curve.style.plot(axes, theme, curve, curve.y, marked=True)
+            _plot(axes, theme, curve, curve.y, marked=True)
         axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel=ylabel, xlim=(0, 1))
         _legend(axes)
 
-    return _render(title, draw)
+    return render(title, draw)
 
 
 def interval_figure(title: str, rows: Sequence[IntervalRow], xlabel: str) -> Drawing:
@@ -139,14 +109,14 @@ def interval_figure(title: str, rows: Sequence[IntervalRow], xlabel: str) -> Dra
             fill = theme.paper if row.hollow else colour
             axes.plot([row.low, row.high], [index, index], color=colour, linewidth=2.2, solid_capstyle="butt")
             axes.plot([row.value], [index], color=colour, marker="o", markersize=7, markerfacecolor=fill)
-        axes.set_yticks(range(len(rows)), [_wrapped(row.label) for row in rows])
+        axes.set_yticks(range(len(rows)), [wrapped(row.label) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.08)
-        axes.set_xlabel(xlabel)
+        label_below(axes, xlabel)
 
-    return _render(title, draw, height=1.25 + 0.42 * len(rows))
+    return render(title, draw, height=1.25 + 0.42 * len(rows))
 
 
 def bar_figure(title: str, bars: Mapping[str, int], xlabel: str, ylabel: str) -> Drawing:
@@ -159,7 +129,7 @@ def bar_figure(title: str, bars: Mapping[str, int], xlabel: str, ylabel: str) ->
         axes.margins(y=0.14)
         axes.set(xlabel=xlabel, ylabel=ylabel)
 
-    return _render(title, draw, height=2.7)
+    return render(title, draw, height=2.7)
 
 
 def moving_average(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
@@ -171,69 +141,32 @@ def moving_average(values: Float[np.ndarray, " n"], window: int) -> Float[np.nda
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _wrapped(label: str, width: int = 18) -> str:
-    """A label on two lines at most, broken at the space nearest to its middle."""
+def _plot(axes: Axes, theme: Theme, curve: Curve, y: Sequence[float], marked: bool = False) -> None:
+    (line,) = axes.plot(curve.x, y, color=curve.style.shade(theme), label=curve.label)
+    line.set_linestyle(DASHES[curve.style.dash % len(DASHES)])
+    if marked:
+        line.set_marker(MARKERS[curve.style.dash % len(MARKERS)])
+
+
+def label_below(axes: Axes, text: str) -> None:
+    """A label of the x axis that may be wider than the panel, as long names of rows leave little of it."""
+    axes.figure.supxlabel(text, fontsize=9.5)
+
+
+def wrapped(label: str, width: int = 18) -> str:
+    """A label on two lines at most, broken at the space nearest to its middle; a line that is too long is cut."""
     spaces = [index for index, letter in enumerate(label) if letter == " "]
     if len(label) <= width or not spaces:
-        return label
+        return shortened(label)
     middle = min(spaces, key=lambda index: abs(index - len(label) / 2))
-    return f"{label[:middle]}\n{label[middle + 1 :]}"
+    return f"{shortened(label[:middle])}\n{shortened(label[middle + 1 :])}"
+
+
+def shortened(line: str) -> str:
+    """A line that fits beside a panel; the tables hold names in full."""
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
 def _legend(axes: Axes) -> None:
     # below the panel: never on the data, and as wide as it needs to be
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, handlelength=2.4)
-
-
-def _render(title: str, draw: Callable[[Axes, Theme], None], height: float = HEIGHT) -> Drawing:
-    light, width_px, height_px = _svg(title, draw, LIGHT, height)
-    dark, _, _ = _svg(title, draw, DARK, height)
-    return Drawing(data_uri("image/svg+xml", light), data_uri("image/svg+xml", dark), width_px, height_px)
-
-
-def _svg(title: str, draw: Callable[[Axes, Theme], None], theme: Theme, height: float) -> tuple[bytes, int, int]:
-    with mpl.rc_context(_style(theme)):
-        canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-        axes = canvas.add_subplot()
-        draw(axes, theme)
-        canvas.suptitle(title, x=0.015, horizontalalignment="left")
-        buffer = io.BytesIO()
-        # no date and a fixed salt: the same data give the same bytes
-        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
-    return buffer.getvalue(), round(WIDTH * CSS_PIXELS_PER_INCH), round(height * CSS_PIXELS_PER_INCH)
-
-
-def _style(theme: Theme) -> dict[Any, Any]:
-    return {
-        "figure.facecolor": theme.paper,
-        "savefig.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        "axes.edgecolor": theme.soft,
-        "axes.labelcolor": theme.ink,
-        "figure.titlesize": 10.5,
-        "figure.titleweight": "bold",
-        "axes.labelsize": 9.5,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=theme.colours),
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "xtick.color": theme.soft,
-        "ytick.color": theme.soft,
-        "xtick.labelcolor": theme.ink,
-        "ytick.labelcolor": theme.ink,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.fontsize": 9,
-        "legend.labelcolor": theme.ink,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "lines.linewidth": 1.8,
-        "lines.markersize": 4.5,
-        "text.color": theme.ink,
-        "text.parse_math": False,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "flowgrain",
-    }

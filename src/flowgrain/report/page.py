@@ -1,16 +1,21 @@
 """A page: sections of blocks, rendered to one HTML file that needs nothing else.
 
-Pictures and figures are embedded as data URIs, styles are inline, there is no script. Every text is escaped: captions
-and prompts come from data sets and are not trusted. A new kind of block is one frozen dataclass and one template.
+Pictures and figures are embedded as data URIs, styles are inline. Every text is escaped: captions and prompts come
+from data sets and are not trusted. The only script is that of the picture slider, on pages that have one; a content
+security policy names it and the styles by their hashes, and forbids everything else. A new kind of block is one
+frozen dataclass and one template.
 """
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from flowgrain.errors import ConfigError
 from flowgrain.files import atomic_write_text
@@ -106,7 +111,83 @@ class PictureStrips:
     rows: tuple[GridRow, ...]
 
 
-Block = Paragraph | Bullets | Table | FigureRow | PictureGrid | PictureStrips
+@dataclass(frozen=True)
+class SeedRow:
+    """The pictures of one noise seed; ``number`` is this row's own on the whole page, None leaves a cell empty."""
+
+    number: int
+    label: str
+    tiles: tuple[Tile | None, ...]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """A prompt, the real picture of what it names (if there is one) and a row for each seed."""
+
+    prompt: str
+    reference: Tile | None
+    rows: tuple[SeedRow, ...]
+
+
+@dataclass(frozen=True)
+class PromptGrid:
+    """Pictures of the same prompts and seeds in columns, the reference first. A :class:`Slider` finds them here."""
+
+    template: ClassVar[str] = "blocks/prompts.html"
+    title: str
+    reading: str
+    columns: tuple[str, ...]
+    prompts: tuple[PromptRows, ...]
+
+    def __post_init__(self):
+        for prompt in self.prompts:
+            for row in prompt.rows:
+                if len(row.tiles) != len(self.columns):
+                    raise ConfigError(
+                        f"grid '{self.title}': a row of '{prompt.prompt}' does not fill {len(self.columns)} columns"
+                    )
+
+    @property
+    def has_references(self) -> bool:
+        """Whether any prompt has a picture of its own."""
+        return any(prompt.reference is not None for prompt in self.prompts)
+
+
+@dataclass(frozen=True)
+class Slider:
+    """Two pictures of one row on top of each other with a movable divider. Shows what the page's grids hold."""
+
+    template: ClassVar[str] = "blocks/slider.html"
+    title: str
+    reading: str
+    rows: tuple[tuple[str, tuple[tuple[int, str], ...]], ...]
+    """Groups of (number of a :class:`SeedRow`, what to call it)."""
+    columns: tuple[tuple[int, str], ...]
+    """(column, what to call it); 0 is the reference."""
+    first: int
+    """Column on the left at the start."""
+    second: int
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that open on a click."""
+
+    template: ClassVar[str] = "blocks/details.html"
+    summary: str
+    blocks: tuple["Block", ...]
+
+
+Block = Paragraph | Bullets | Table | FigureRow | PictureGrid | PictureStrips | PromptGrid | Slider | Details
+
+
+def flat(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The blocks with those inside :class:`Details` in their place."""
+    for block in blocks:
+        if isinstance(block, Details):
+            yield from flat(block.blocks)
+        else:
+            yield block
 
 
 @dataclass(frozen=True)
@@ -134,7 +215,19 @@ class Page:
 
     def render(self) -> str:
         """The whole page as HTML."""
-        return _environment().get_template("page.html").render(page=self)
+        style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+        script = (TEMPLATES / "slider.js").read_text(encoding="utf-8") if self._has_slider() else ""
+        policy = f"default-src 'none'; img-src data:; style-src {_digest(style)}; base-uri 'none'; form-action 'none'"
+        if script:
+            policy += f"; script-src {_digest(script)}"
+        return (
+            _environment()
+            .get_template("page.html")
+            .render(page=self, style=Markup(style), script=Markup(script), policy=Markup(policy))
+        )
+
+    def _has_slider(self) -> bool:
+        return any(isinstance(block, Slider) for section in self.sections for block in flat(section.blocks))
 
     def write(self, path: Path) -> None:
         """Write the page, whole or not at all."""
@@ -144,6 +237,11 @@ class Page:
 def without_empty(sections: Sequence[Section | None]) -> tuple[Section, ...]:
     """The sections that have something to show."""
     return tuple(section for section in sections if section is not None)
+
+
+def _digest(text: str) -> str:
+    """The source expression of an inline style or script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
 @cache

@@ -37,15 +37,16 @@ class Drawing:
 def picture_tile(path: Path, alt: str, caption: str = "", max_side: int = MAX_SIDE) -> Tile:
     """Embed a picture, scaled down to ``max_side`` where it is larger.
 
-    Small pictures are embedded as lossless WebP, pixel for pixel; scaled ones as WebP of quality 90.
+    Pictures of at most ``MAX_SIDE`` pixels are embedded as lossless WebP, pixel for pixel; larger and scaled ones as
+    WebP of quality 90.
     Raises :class:`flowgrain.errors.DataError` for a file that is no picture.
     """
     image = open_image(path)
-    scaled = max(image.size) > max_side
-    if scaled:
+    lossy = max(image.size) > min(max_side, MAX_SIDE)
+    if max(image.size) > max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    if scaled:
+    if lossy:
         image.save(buffer, "WEBP", quality=90, method=4)
     else:
         image.save(buffer, "WEBP", lossless=True, quality=60, method=4)

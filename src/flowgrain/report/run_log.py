@@ -26,6 +26,8 @@ class ValidationRecord:
     """One fixed-noise validation: the loss by level and noise level, and by level and root."""
 
     update: int
+    slices: int
+    """Seen in training until then."""
     budget_fraction: float | None
     """Multiple of N1, None for one in between."""
     loss: float
@@ -109,6 +111,7 @@ def _update(line: Mapping[str, Any]) -> UpdateRecord:
 def _validation(line: Mapping[str, Any]) -> ValidationRecord:
     return ValidationRecord(
         update=line["update"],
+        slices=line["slices"],
         budget_fraction=line["budget_fraction"],
         loss=line["loss"],
         t=tuple(line["t"]),

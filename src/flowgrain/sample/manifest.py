@@ -72,7 +72,11 @@ def read_manifest(folder: Path) -> list[SampleRecord]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8").split("\n"), start=1
+    ):  # prompts may hold other breaks
+        if not line:
+            continue
         try:
             records.append(SampleRecord.model_validate_json(line))
         except ValidationError as error:

@@ -19,11 +19,12 @@ from flowgrain.data.records import Update
 from flowgrain.data.tuples import plan_hash, shard
 from flowgrain.errors import CheckpointError, NonFiniteError
 from flowgrain.files import atomic_write_text
+from flowgrain.locks import locked
 from flowgrain.train.adapter_header import adapter_header
 from flowgrain.train.best import Best, best_of_log, improves, write_best
 from flowgrain.train.disk import low_space, writing
-from flowgrain.train.lock import locked
 from flowgrain.train.log import RunLog
+from flowgrain.train.optimizers import set_learning_rates
 from flowgrain.train.recipe import Recipe
 from flowgrain.train.repro import bundle_path, write_bundle
 from flowgrain.train.resume import clean, restore, starting_point
@@ -79,9 +80,9 @@ def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = A
     """Run a recipe to the end of its budget, or until a signal asks to stop.
 
     ``trial`` first runs the largest micro-batch forward and backward, to meet the memory's limit before update one.
-    Raises CheckpointError when the output folder is in use, holds another run, cannot be written (disk full), or,
-    resuming, holds a checkpoint of another recipe, data set or plan; NonFiniteError when a loss or gradient is not
-    finite; MissingExtraError when a logger is not installed.
+    Raises FolderError when the output folder is in use; CheckpointError when it holds another run, cannot be written
+    (disk full), or, resuming, holds a checkpoint of another recipe, data set or plan; NonFiniteError when a loss or
+    gradient is not finite; MissingExtraError when a logger is not installed.
     """
     recipe.log.check()
     with locked(recipe.output) if runtime.is_main else nullcontext():
@@ -189,8 +190,7 @@ class _Run:
         whole = self._plan[self._progress.window]
         own = shard(whole, self._runtime.rank, self._runtime.world)
         factor = learning_rate_factor(self._recipe.schedule, self._progress, self._recipe.budget)
-        for group in session.optimizer.param_groups:
-            group["lr"] = self._recipe.optimizer.lr * factor
+        set_learning_rates(session.optimizer, factor)
         batches = (session.builder.build(micro, epoch) for micro in own.micro_batches)
         try:
             # adapter dropout is the one draw from torch's global generator

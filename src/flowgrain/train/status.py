@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowgrain.errors import CheckpointError
+from flowgrain.locks import Holder, is_held, read_holder
 from flowgrain.train.best import Best, read_best
-from flowgrain.train.lock import Holder, is_held, read_holder
 from flowgrain.train.log import read_log
 from flowgrain.train.repro import BUNDLE_PREFIX
 from flowgrain.train.run_file import read_run_file

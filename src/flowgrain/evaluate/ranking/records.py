@@ -56,11 +56,13 @@ def write_rankings(path: Path, rankings: Iterable[Ranking]) -> None:
 def read_rankings(path: Path) -> tuple[Ranking, ...]:
     """The rankings of a file; raises DataError naming a bad line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     rankings = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # prompts may hold other line breaks
+        if not line:
+            continue
         try:
             rankings.append(Ranking.model_validate_json(line))
         except ValidationError as error:

@@ -1,6 +1,7 @@
 """What it cost, what differed between the arms, and which software ran."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from flowgrain.report.arms import Arm
@@ -101,4 +102,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return str(PurePath("…", *PurePath(value).parts[-2:]))  # a page is passed on: it need not tell of folders
     return "none" if value is None or value == [] else str(value)

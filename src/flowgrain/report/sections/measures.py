@@ -3,44 +3,32 @@
 from collections.abc import Mapping, Sequence
 
 from flowgrain.errors import DataError
-from flowgrain.evaluate.table import MetricDifference, MetricResult, MetricTable
-from flowgrain.report.arms import Arm, arm_styles
-from flowgrain.report.figures import IntervalRow, Style, interval_figure
-from flowgrain.report.page import Block, Bullets, Figure, FigureRow, Paragraph, Section, Table
+from flowgrain.evaluate.results import MetricDifference, MetricResult, MetricTable
+from flowgrain.report.canvas import Style
+from flowgrain.report.figures import IntervalRow, interval_figure
+from flowgrain.report.meanings import meanings_of
+from flowgrain.report.page import Block, Bullets, Details, Figure, FigureRow, Paragraph, Section, Table
 from flowgrain.report.wording import NONE, decimals_for, difference_sentence, interval, measure_name, number, percent
 
-MEANINGS = (
-    ("validation loss", "mean squared error of the predicted velocity on held-out slices at fixed noise levels."),
-    (
-        "Frechet distance",
-        "distance between the distributions of generated and real pictures in an encoder's features, as Gaussians. "
-        "It is not an FID: that is defined in the features of another network.",
-    ),
-    (
-        "kernel distance",
-        "distance between the same two distributions through a polynomial kernel, as in KID; unbiased for few pictures "
-        "too, so it can fall below 0.",
-    ),
-    (
-        "image-image cosine",
-        "how near each picture lies to the real picture of its own prompt, from -1 to 1; “centred” first takes away "
-        "the mean of the real pictures, which all features share.",
-    ),
-)
+SHOWN_FIGURES = 12
+"""With more figures of differences than this, those of later subsets are behind a click."""
+NAMED_MEASURES = 6
 
 
-def measures_section(metrics: MetricTable, arms: Sequence[Arm]) -> Section | None:
-    """Values by arm, paired differences as drawings, warnings and meanings. Raises DataError for an unknown arm."""
-    _check_arms(metrics, arms)
+def measures_section(metrics: MetricTable, styles: Mapping[str, Style]) -> Section | None:
+    """Values by arm, paired differences as drawings, warnings and meanings.
+
+    ``styles`` holds the looks of every arm. Raises DataError for an arm that it does not hold.
+    """
+    _check_arms(metrics, styles)
     if not metrics.results:
         return None
     blocks: list[Block] = [_values(metrics.results)]
     warnings = _warnings(metrics.results)
-    if warnings:
-        blocks.append(Paragraph(" ".join(warnings), "warning"))
+    blocks += [Paragraph(text, "warning") for text in warnings]
     if metrics.differences:
-        blocks.append(_drawn(metrics.differences, arm_styles(arms)))
-    blocks.append(Bullets(_meanings(metrics.results)))
+        blocks += _drawn(metrics.differences, styles)
+    blocks.append(Bullets(meanings_of([result.name for result in metrics.results])))
     encoders = list(dict.fromkeys(result.encoder for result in metrics.results if result.encoder))
     if encoders:
         blocks.append(Paragraph(f"Features: {'; '.join(encoders)}.", "note"))
@@ -52,12 +40,14 @@ def measures_section(metrics: MetricTable, arms: Sequence[Arm]) -> Section | Non
     )
 
 
-def _check_arms(metrics: MetricTable, arms: Sequence[Arm]) -> None:
-    titles = [arm.title for arm in arms]
+def _check_arms(metrics: MetricTable, styles: Mapping[str, Style]) -> None:
     named = [*(r.arm for r in metrics.results), *(arm for d in metrics.differences for arm in (d.first, d.second))]
     for arm in named:
-        if arm not in titles:
-            raise DataError(f"the metric table names arm '{arm}', the report's arms are: {', '.join(titles)}")
+        if arm not in styles:
+            raise DataError(
+                f"the metric table names arm '{arm}', the report's arms are: {', '.join(styles)}; measure them again "
+                "with 'flowgrain evaluate'"
+            )
 
 
 def _values(results: Sequence[MetricResult]) -> Table:
@@ -89,20 +79,33 @@ def _value(result: MetricResult) -> str:
     return f"{value}\n{interval(result.low, result.high)}"
 
 
-def _drawn(differences: Sequence[MetricDifference], styles: Mapping[str, Style]) -> FigureRow:
-    figures = []
-    for name, subset in dict.fromkeys((d.name, d.subset) for d in differences):
-        group = [d for d in differences if (d.name, d.subset) == (name, subset)]
-        rows = [_interval_row(d, styles) for d in group]
-        side = "right" if group[0].higher_is_better else "left"
-        drawing = interval_figure(f"{name}\n{subset}", rows, f"difference ({side}: first named is ahead)")
-        figures.append(Figure(drawing, " ".join(difference_sentence(d) for d in group)))
-    return FigureRow(
-        "Differences, drawn.",
-        "A dot is the difference, the line its interval: a hollow dot where the interval holds zero and so supports no "
-        "difference, else filled, in the colour of the arm that is ahead.",
-        tuple(figures),
-    )
+def _drawn(differences: Sequence[MetricDifference], styles: Mapping[str, Style]) -> list[Block]:
+    """All differences in one row of figures; of many the first subset's, the others behind a click."""
+    keys = list(dict.fromkeys((d.name, d.subset) for d in differences))
+    subsets = [""] if len(keys) <= SHOWN_FIGURES else list(dict.fromkeys(subset for _, subset in keys))
+    blocks: list[Block] = []
+    for subset in subsets:
+        figures = [
+            _figure([d for d in differences if (d.name, d.subset) == key], styles)
+            for key in keys
+            if subset in ("", key[1])
+        ]
+        row = FigureRow(
+            f"Differences, drawn{f': {subset}' if subset else ''}.",
+            "A dot is the difference, the line its interval: a hollow dot where the interval holds zero and so "
+            "supports no difference, else filled, in the colour of the arm that is ahead.",
+            tuple(figures),
+        )
+        blocks.append(Details(f"Differences on {subset}", (row,)) if blocks else row)
+    return blocks
+
+
+def _figure(group: Sequence[MetricDifference], styles: Mapping[str, Style]) -> Figure:
+    sides = {True: "difference (right: first named is ahead)", False: "difference (left: first named is ahead)"}
+    first = group[0]
+    label = "difference" if first.higher_is_better is None else sides[first.higher_is_better]
+    drawing = interval_figure(f"{first.name}\n{first.subset}", [_interval_row(d, styles) for d in group], label)
+    return Figure(drawing, " ".join(difference_sentence(d) for d in group))
 
 
 def _interval_row(d: MetricDifference, styles: Mapping[str, Style]) -> IntervalRow:
@@ -111,13 +114,14 @@ def _interval_row(d: MetricDifference, styles: Mapping[str, Style]) -> IntervalR
 
 
 def _warnings(results: Sequence[MetricResult]) -> tuple[str, ...]:
-    """Each warning once, for all arms that share it."""
-    return tuple(
-        f"{name}, {subset}: {warning}."
-        for name, subset, warning in dict.fromkeys((r.name, r.subset, r.warning) for r in results if r.warning)
-    )
-
-
-def _meanings(results: Sequence[MetricResult]) -> tuple[str, ...]:
-    names = " ".join(result.name for result in results)
-    return tuple(f"{name}: {meaning}" for name, meaning in MEANINGS if name in names)
+    """Each warning once, with all measures that share it."""
+    shared: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.warning:
+            shared.setdefault(result.warning, {})[f"{result.name}, {result.subset}"] = None
+    lines = []
+    for text, measures in shared.items():
+        more = len(measures) - NAMED_MEASURES
+        named = "; ".join(list(measures)[:NAMED_MEASURES]) + (f"; and {more} more" if more > 0 else "")
+        lines.append(f"{text[0].upper()}{text[1:]} ({named}).")
+    return tuple(lines)

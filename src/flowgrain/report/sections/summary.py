@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flowgrain.evaluate.table import MetricDifference, MetricTable
+from flowgrain.evaluate.results import MetricDifference, MetricTable
 from flowgrain.report.page import Bullets, Paragraph, Section, Table
 from flowgrain.report.wording import NO_DIFFERENCE, NONE, decimals_for, interval, measure_name, number, percent
 

@@ -8,7 +8,8 @@ import torch
 from flowgrain.flow.time_laws import TimeLaw
 from flowgrain.granularity import GRANULARITIES, Granularity, granularity_index
 from flowgrain.report.arms import Arm
-from flowgrain.report.figures import Curve, Style, density_figure, loss_figure
+from flowgrain.report.canvas import Style
+from flowgrain.report.figures import Curve, density_figure, loss_figure
 from flowgrain.report.page import Figure, FigureRow, Section, Table
 from flowgrain.report.run_log import RunLog
 from flowgrain.report.wording import NONE, number

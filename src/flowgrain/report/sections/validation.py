@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from flowgrain.report.arms import Arm, arm_styles
-from flowgrain.report.figures import Curve, Style, noise_level_figure
+from flowgrain.report.canvas import Style
+from flowgrain.report.figures import Curve, noise_level_figure
 from flowgrain.report.page import Block, Figure, FigureRow, Section
 from flowgrain.report.wording import number
 

@@ -1,0 +1,1 @@
+"""Local detail of single pictures, without references: texture statistics and compressibility."""

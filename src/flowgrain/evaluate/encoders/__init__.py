@@ -1,0 +1,1 @@
+"""Image encoders, one file each, on the seam of ``base``; ``registry`` opens them by name."""

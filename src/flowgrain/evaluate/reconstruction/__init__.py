@@ -1,0 +1,1 @@
+"""How well an autoencoder gives a picture back: full-reference errors, perceptual distances, rFID."""

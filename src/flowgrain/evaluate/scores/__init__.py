@@ -1,0 +1,1 @@
+"""Scores of single pictures that need no references, one file each."""

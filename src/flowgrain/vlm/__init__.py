@@ -1,0 +1,1 @@
+"""Asking vision-language models: any OpenAI-compatible endpoint, answers checked, costs capped, everything logged."""
