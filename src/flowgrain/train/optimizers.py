@@ -5,7 +5,9 @@ AdamW (Loshchilov and Hutter 2019) is torch's. ``adamw8bit`` keeps its two momen
 (Mishchenko and Defazio 2024) estimates the step size itself; its ``lr`` is a factor on that estimate, normally 1.
 """
 
-from typing import Any, Literal
+import difflib
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -23,7 +25,7 @@ _NOT_READ: dict[OptimizerName, tuple[str, ...]] = {
     "adamw": (),
     "adamw8bit": ("fused",),
     "lion": ("eps", "fused"),
-    "prodigy": ("fused",),
+    "prodigy": ("fused", "lrs"),  # it estimates one step size for all parameters
 }
 
 _EIGHT_BIT_BLOCK = 256
@@ -36,6 +38,11 @@ class OptimizerConfig(Config):
 
     name: OptimizerName = "adamw"
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate; prodigy: factor on its own, default 1")
+    lrs: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="peak learning rate of the parameters whose names a pattern with * matches, in place of lr "
+        "(text_encoder*); not read by prodigy",
+    )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the moments; lion: (0.9, 0.99)")
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment; not read by lion")
     weight_decay: float = Field(default=0.01, ge=0, description="decoupled, times the learning rate")
@@ -61,7 +68,7 @@ class OptimizerConfig(Config):
     def _every_key_is_read(self) -> "OptimizerConfig":
         # compared by value: the resolved recipe of a run spells out every key and must stay valid
         for key in _NOT_READ[self.name]:
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
                 readers = ", ".join(name for name, keys in _NOT_READ.items() if key not in keys)
                 raise ValueError(
                     f"optimizer.{key} is not read by {self.name}: remove it or use one that reads it ({readers})"
@@ -74,10 +81,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of ``parameters``, which are on ``device``.
 
-    A run that is saved and resumed through its ``state_dict`` continues bit for bit. Raises MissingExtraError where
-    the optimizer's package is not installed and ConfigError for ``fused`` on a device without such a kernel.
+    A run that is saved and resumed through its ``state_dict`` continues bit for bit. Each group keeps its peak rate
+    as ``initial_lr``, torch's name for it. Raises MissingExtraError where the optimizer's package is not installed and
+    ConfigError for ``fused`` on a device without such a kernel, or for ``lrs`` that match nothing or contradict.
     """
-    tensors = [parameter for _, parameter in parameters]
+    tensors = _groups(config, parameters)
     lr, betas, decay = config.lr, config.betas, config.weight_decay
     if config.name == "adamw":
         fused = _fused(config, device)
@@ -95,6 +103,47 @@ def build_optimizer(
     if config.name == "lion":
         return Lion(tensors, lr=lr, betas=betas, weight_decay=decay)
     return Prodigy(tensors, lr=lr, betas=betas, eps=config.eps, weight_decay=decay)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to its peak rate times ``factor``, the schedule's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _groups(config: OptimizerConfig, parameters: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Parameter groups by rate, in the order in which the parameters come; raises ConfigError as build_optimizer."""
+    rates = _rates(config, [name for name, _ in parameters])
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        groups.setdefault(rates.get(name, config.lr), []).append(parameter)
+    return [{"params": members, "lr": rate, "initial_lr": rate} for rate, members in groups.items()]
+
+
+def _rates(config: OptimizerConfig, names: list[str]) -> dict[str, float]:
+    """Rates of the parameters that have one of their own."""
+    rates: dict[str, float] = {}
+    origins: dict[str, str] = {}
+    for pattern, rate in config.lrs.items():
+        matches = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches:
+            raise ConfigError(f"optimizer.lrs: '{pattern}' matches no trained parameter; {_examples(pattern, names)}")
+        for name in matches:
+            if rates.setdefault(name, rate) != rate:
+                raise ConfigError(
+                    f"optimizer.lrs: {name} gets {rates[name]:g} from '{origins[name]}' and {rate:g} from '{pattern}'; "
+                    "let one pattern match it"
+                )
+            origins.setdefault(name, pattern)
+    return rates
+
+
+def _examples(pattern: str, names: list[str]) -> str:
+    """What else the pattern may mean, and one parameter of each component."""
+    first = {name.partition(".")[0]: name for name in reversed(names)}
+    close = difflib.get_close_matches(pattern.strip("*.").partition(".")[0], first, n=1)
+    hint = f"did you mean '{close[0]}.*'? " if close else ""
+    return f"{hint}there are for example {', '.join(sorted(first.values()))}"
 
 
 def state_bytes(name: OptimizerName, parameters: list[tuple[str, nn.Parameter]]) -> int:
