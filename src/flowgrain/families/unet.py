@@ -1,8 +1,9 @@
 """What the U-Net families (Stable Diffusion 1, 2 and XL) do alike: a table of noise levels, blocks, targets."""
 
 from abc import ABC
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from flowgrain.families.base import Capabilities, Conditioning, Prediction
 from flowgrain.families.diffusers_family import Configs, DiffusersFamily
 from flowgrain.flow.paths import Path
 from flowgrain.flow.time_laws import LinearShift
-from flowgrain.flow.variance_preserving import NoiseSchedule, VariancePreserving
+from flowgrain.flow.variance_preserving import BetaSchedule, NoiseSchedule, PredictionType, VariancePreserving
 
 UNET = "unet"
 LINEAR_TARGETS = (
@@ -32,6 +33,10 @@ the linear rank, as in kohya's trainer."""
 TEXT_TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 """CLIPAttention and CLIPMLP."""
 
+MID_BLOCK = "mid_block"
+ROUNDING = 1e-5
+"""How far a scheduler's float32 table may be from the exact one. Cutting zero terminal SNR at 2^-24 is within it."""
+
 
 class UNetFamily(DiffusersFamily, ABC):
     """A U-Net that predicts noise, v or x0 at a table of noise levels."""
@@ -44,12 +49,13 @@ class UNetFamily(DiffusersFamily, ABC):
         """See :meth:`DiffusersFamily.capabilities_of`; sides are multiples of what the U-Net halves evenly."""
         unet, vae = configs["unet"], configs["vae"]
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        side = unet["sample_size"]
         return Capabilities(
             guidance="classifier_free",
             pixel_multiple=scale * 2 ** (len(unet["block_out_channels"]) - 1),
             latent_channels=vae["latent_channels"],
             latent_scale=scale,
-            native_size=scale * unet["sample_size"],
+            native_size=scale * (side if isinstance(side, int) else max(side)),
         )
 
     def blocks(self) -> list[nn.Module]:
@@ -59,21 +65,13 @@ class UNetFamily(DiffusersFamily, ABC):
 
     def default_path(self) -> Path:
         """See :meth:`Family.default_path`: the scheduler's own table and prediction type."""
-        config = self._pipeline.scheduler.config
-        schedule = NoiseSchedule(
-            steps=config.num_train_timesteps,
-            beta_start=config.beta_start,
-            beta_end=config.beta_end,
-            kind=config.beta_schedule,
-            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
-        return VariancePreserving(schedule, config.prediction_type)
+        return VariancePreserving(self._schedule(), self._pipeline.scheduler.config.prediction_type)
 
     def default_shift(self) -> LinearShift | None:
         """See :meth:`Family.default_shift`: none."""
         return None
 
-    def default_time_law(self) -> Any:
+    def default_time_law(self) -> Literal["logit_normal", "uniform"]:
         """See :meth:`Family.default_time_law`."""
         return "uniform"
 
@@ -86,6 +84,8 @@ class UNetFamily(DiffusersFamily, ABC):
 
     def convolution_targets(self, component: str) -> list[str]:
         """See :meth:`Family.convolution_targets`."""
+        if component in self.text_encoder_names:
+            return super().convolution_targets(component)
         self._require_backbone(component)
         return [*RESNET_TARGETS, *CONVOLUTION_TARGETS]
 
@@ -110,7 +110,7 @@ class UNetFamily(DiffusersFamily, ABC):
                 x_t.to(self.device, self._backbone.dtype),
                 steps.to(self.device),
                 encoder_hidden_states=conditioning.tensors["prompt_embeds"],
-                **self._backbone_arguments(conditioning),
+                **self._backbone_arguments(conditioning, x_t),
                 return_dict=False,
             )[0]
         return Prediction(prediction=output, taps=features)
@@ -119,7 +119,7 @@ class UNetFamily(DiffusersFamily, ABC):
         """See :meth:`Family.pipeline_latents`."""
         return noise.to(self.device, self._backbone.dtype)
 
-    def _backbone_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+    def _backbone_arguments(self, conditioning: Conditioning, x_t: Float[Tensor, "b c h w"]) -> dict[str, Any]:
         """What the U-Net reads beside noised latents, step and text; nothing by default."""
         return {}
 
@@ -135,7 +135,27 @@ class UNetFamily(DiffusersFamily, ABC):
         return hidden.flatten(2).transpose(1, 2)
 
     def _block(self, tap: str) -> nn.Module:
-        return self._backbone.mid_block if tap == "mid_block" else super()._block(tap)
+        if tap == MID_BLOCK:
+            return self._backbone.mid_block
+        stack, _, index = tap.partition(".")
+        blocks = getattr(self._backbone, stack) if stack in self.block_stacks else []
+        if not index.isdigit() or int(index) >= len(blocks):
+            last = len(self._backbone.down_blocks) - 1
+            raise ModelError(
+                f"tap '{tap}' is no block of {self._source}; it has down_blocks.0 to down_blocks.{last}, {MID_BLOCK}, "
+                f"up_blocks.0 to up_blocks.{last}"
+            )
+        return blocks[int(index)]
+
+    def _schedule(self) -> NoiseSchedule:
+        config = self._pipeline.scheduler.config
+        return NoiseSchedule(
+            steps=config.num_train_timesteps,
+            beta_start=config.beta_start,
+            beta_end=config.beta_end,
+            kind=config.beta_schedule,
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        )
 
     def _check_parts(self) -> None:
         super()._check_parts()
@@ -145,6 +165,36 @@ class UNetFamily(DiffusersFamily, ABC):
                 f"{self._source}: the U-Net takes {unet.in_channels} channels, the autoencoder gives "
                 f"{vae.latent_channels}; only text-to-image models are supported (no inpainting or depth variants)"
             )
-        config = self._pipeline.scheduler.config
-        if config.get("trained_betas") is not None or config.beta_schedule not in ("linear", "scaled_linear"):
-            raise ModelError(f"{self._source}: scheduler beta_schedule '{config.beta_schedule}' is not supported")
+        if unet.time_cond_proj_dim is not None:
+            raise ModelError(
+                f"{self._source}: the U-Net takes the guidance scale as an input (a latent consistency model), which "
+                "is not supported; train on the model that it was distilled from"
+            )
+        width = sum(getattr(self._pipeline, name).config.hidden_size for name in self.text_encoder_names)
+        read = unet.cross_attention_dim
+        if {width} != ({read} if isinstance(read, int) else set(read)):
+            raise ModelError(
+                f"{self._source}: the U-Net reads text of width {read}, {' and '.join(self.text_encoder_names)} give "
+                f"{width}; these parts are of different models, give a complete diffusers folder"
+            )
+        self._check_noise_levels()
+
+    def _check_noise_levels(self) -> None:
+        """Raise ModelError unless the scheduler is the table of noise levels that its configuration says."""
+        scheduler = self._pipeline.scheduler
+        config, name = scheduler.config, type(scheduler).__name__
+        kind, prediction = config.get("beta_schedule"), config.get("prediction_type")
+        known, predictions = get_args(BetaSchedule), get_args(PredictionType)
+        if config.get("trained_betas") is not None or kind not in known or prediction not in predictions:
+            raise ModelError(
+                f"{self._source}: {name} with beta_schedule '{kind}' and prediction_type '{prediction}' is not "
+                f"supported; beta_schedule may be {' or '.join(known)}, prediction_type {', '.join(predictions)}, "
+                "and trained_betas null (scheduler/scheduler_config.json)"
+            )
+        ours = self._schedule().alphas_cumprod()
+        if not torch.allclose(scheduler.alphas_cumprod.double(), ours, rtol=0, atol=ROUNDING):
+            raise ModelError(
+                f"{self._source}: the noise levels of {name} are not those that its configuration says (it does not "
+                "know rescale_betas_zero_snr, say); name a scheduler that does in model_index.json, such as "
+                "EulerDiscreteScheduler"
+            )
