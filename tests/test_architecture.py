@@ -12,7 +12,7 @@ ALLOWED = {
     "flow": set(),
     "geometry": {"flow"},
     "families": {"flow"},
-    "adapters": {"families"},
+    "adapters": {"families", "flow"},
     "align": {"flow", "families"},
     "slices": {"data"},
     "data": {"families"},

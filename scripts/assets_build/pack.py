@@ -66,15 +66,13 @@ def write(work: Path, out: Path) -> None:
 def write_sdxl(work: Path, out: Path) -> None:
     """Pack the trained U-Net with its second text encoder; the other parts are links into the tiny FLUX.
 
-    The autoencoder's weights are shared, its configuration is not: SDXL undoes a mean, no shift.
+    The autoencoder's weights are shared, its configuration is not: SDXL's latents are not shifted.
     """
     trained = torch.load(work / "unet" / "final.pt", weights_only=True)["weights"]
     network = unet.build()
     network.load_state_dict(trained)
     encoders, vae = text.load(work), autoencoder.load(work)
-    shift = vae.config.shift_factor
-    channels = vae.config.latent_channels
-    vae.register_to_config(latents_mean=[shift] * channels, latents_std=[1.0] * channels, shift_factor=None)
+    vae.register_to_config(shift_factor=None)
     pipeline = StableDiffusionXLPipeline(
         vae=vae.to(torch.bfloat16),
         text_encoder=encoders.clip.to(torch.bfloat16),

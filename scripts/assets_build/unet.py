@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from . import text, text_projected, workers
+from . import autoencoder, text, text_projected, workers
 from .flow import KIND_WEIGHTS, OBLONG_PART, VALIDATION_TIMES
 from .latents import Cache
 from .training import save_atomically
@@ -82,6 +82,9 @@ class Batches:
 
     def __init__(self, work: Path, seed: int) -> None:
         self.cache, self.seed = Cache.load(work), seed
+        vae = autoencoder.load(work).config
+        # cached latents are shifted for FLUX; SDXL's pipeline reads no shift, so this model learns them unshifted
+        self.unshift = vae.shift_factor * vae.scaling_factor
         encodings = torch.load(_encodings(work), weights_only=True, mmap=True)
         self.sequence, self.pooled = encodings["sequence"], encodings["pooled"]
         taught, concepts = set(self.cache.taught), self.cache.concepts
@@ -100,7 +103,7 @@ class Batches:
 
     def batch(self, name: str, rows: Tensor, times: Tensor, noise: Tensor, drop: Tensor) -> Batch:
         """Rows of a format; ``drop`` in [0, 1) decides whose caption is left out, 1 keeps all."""
-        clean = self.cache.latents[name][rows]
+        clean = self.cache.latents[name][rows] + self.unshift
         captions = self.cache.caption[name][rows].clone()
         captions[drop < EMPTY_PART] = 0
         zero = (drop >= EMPTY_PART) & (drop < EMPTY_PART + ZERO_PART)

@@ -54,7 +54,7 @@ def test_markdown_holds_values_differences_and_warnings(tmp_path, table):
     text = (tmp_path / "metrics.md").read_text()
     assert "| FID, whole (lower is better) | 40 | 1.5 [1, 2] | inf [nan, nan] |" in text
     assert "| FID, whole (lower is better) | b - a | -0.5 [-0.75, -0.25] | b |" in text
-    assert "- FID, whole, b: few | pictures" in text
+    assert "- FID, whole (b): few | pictures" in text
 
 
 def test_an_empty_table_is_a_table(tmp_path):

@@ -207,6 +207,8 @@ def test_distribution_metrics_of_equal_pictures(references):
     for name in ("precision (k = 3)", "recall (k = 3)", "coverage (k = 5)"):
         assert values[f"PatchMeans {name}", "same"] == 1 > values[f"PatchMeans {name}", "dark"]
     assert all(d.ahead == "same" for d in table.differences)
+    # an interval ends where the metric does; differences have no such ends
+    assert all(0 <= r.low <= r.value <= r.high <= (2 if "density" in r.name else 1) for r in table.results)
     assert "30 pictures and 30 references, fewer than 10000" in table.results[0].warning
     assert "kernel distance" in table.results[0].warning
 

@@ -1,70 +1,20 @@
 """Drives the page of a study in a headless browser, against the real server on this machine."""
 
 import random
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from flowgrain.evaluate.study.folder import open_study
 from flowgrain.evaluate.study.screening import sittings
-from flowgrain.evaluate.study.server import ServeConfig, build_app
+from flowgrain.evaluate.study.server import build_app
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-UNHURRIED = {"token_rate": 1000.0, "address_rate": 10_000.0, "entries_per_minute": 60_000.0}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 NARROW = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
 
-# what the page must never cause: a breach of its own content security policy
-_WATCH = """
-window.breaches = [];
-document.addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) => {
-  window.breaches.push(`${violatedDirective} ${blockedURI}`);
-});
-"""
-
 _RANKS = "(badges) => badges.map((badge) => (badge.hidden ? null : badge.innerText))"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium; closed with the module, because its event loop would be in the way of others."""
-    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on PATH")
-    with playwright_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """``open_page(url, DESKTOP, color_scheme=...)``: a page of its own context; faults of the page fail the test."""
-    contexts, faults = [], []
-
-    def make(url=None, device=DESKTOP, context=None, **options):
-        if context is None:
-            context = browser.new_context(**device, **options)
-            context.set_default_timeout(10_000)
-            context.add_init_script(_WATCH)
-            contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        if url is not None:
-            page.goto(url)
-        return page
-
-    yield make
-    breaches = [found for context in contexts for page in context.pages for found in page.evaluate("window.breaches")]
-    for context in contexts:
-        context.close()
-    assert not faults and not breaches
 
 
 class Server:
@@ -100,20 +50,6 @@ class Server:
         self._server.should_exit = True
         self._thread.join(10)
         assert not self._thread.is_alive()
-
-
-@pytest.fixture
-def serve():
-    """``serve(study, entry=...)``: a running server."""
-    servers = []
-
-    def make(study, **options):
-        servers.append(Server(study, ServeConfig(**{**UNHURRIED, **options})))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.stop()
 
 
 class Sitter:

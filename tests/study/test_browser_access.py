@@ -4,7 +4,7 @@ import pytest
 from browser_checks import assert_accessible, assert_fits, assert_touchable, tab_through
 from browser_driver import DESKTOP, NARROW, PHONE, Sitter, until
 
-pytest_plugins = ("browser_driver",)
+pytest_plugins = ("browser_fixtures",)
 
 ENLARGED = {"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2}  # 1280 x 900 at 200 %
 

@@ -3,7 +3,7 @@
 import pytest
 from browser_driver import Sitter
 
-pytest_plugins = ("browser_driver",)
+pytest_plugins = ("browser_fixtures",)
 
 # random taps, ranks, removals and choices on every size; the first broken law is returned
 _RANKING_LAWS = """

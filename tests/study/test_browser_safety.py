@@ -4,7 +4,7 @@ import threading
 
 from browser_driver import PHONE, Sitter, stored
 
-pytest_plugins = ("browser_driver",)
+pytest_plugins = ("browser_fixtures",)
 
 HOSTILE = '<img src=x onerror="window.ran = 1"><script>window.ran = 2</script>{{ 7 * 7 }}'
 
@@ -115,6 +115,17 @@ def test_pages_for_what_goes_wrong(make_study, serve, open_page):
     _titled(late, "The study is closed")
 
 
+def test_nothing_is_stored_before_somebody_agrees(make_study, serve, open_page):
+    study = make_study()
+    server = serve(study, entry="external_id")
+    page = open_page(f"{server.url}?PROLIFIC_PID=abc&SESSION_ID=s")
+    page.get_by_role("button", name="I agree").wait_for()
+    assert "4 pictures" in page.locator(".points").inner_text()
+    assert len(study.store.collected().participants) == 0
+    Sitter(page).agree()
+    assert len(study.store.collected().participants) == 1
+
+
 def test_a_session_that_is_gone_starts_anew(make_study, serve, open_page):
     study = make_study()
     page = open_page(serve(study).url)
@@ -141,7 +152,7 @@ def test_too_many_requests_wait_and_go_on(make_study, serve, open_page):
 
     page.route("**/api/study", refuse_once)
     page.goto(server.url)
-    page.get_by_text("Too many requests at the moment").wait_for()
+    page.locator(".banner", has_text="Too many requests at the moment").wait_for()
     page.get_by_role("button", name="I agree").wait_for()
     assert len(refusals) == 2 and not page.locator(".banner").is_visible()
 

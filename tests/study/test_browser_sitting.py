@@ -3,7 +3,7 @@
 import pytest
 from browser_driver import DESKTOP, PHONE, Sitter, intended, stored, until
 
-pytest_plugins = ("browser_driver",)
+pytest_plugins = ("browser_fixtures",)
 
 FORTY = {"per_participant": 37, "attention": {"degraded": 2, "repeated": 1}}
 FORTY_PICTURES = {"prompts": tuple(f"prompt {number}" for number in range(10)), "seeds": 4}
@@ -162,7 +162,7 @@ def test_answers_outlive_a_dead_server_and_a_closed_tab(make_study, serve, open_
     for picture in range(4):
         sitter.pictures.nth(picture).click()
     page.locator(".tray .primary").click()
-    page.get_by_text("Your answer is kept on this device").wait_for()
+    page.locator(".banner", has_text="Your answer is kept on this device").wait_for()
     assert sitter.heading == "Set 1 of 5"
     server.start()
     with sitter.going_on():
@@ -173,7 +173,7 @@ def test_answers_outlive_a_dead_server_and_a_closed_tab(make_study, serve, open_
     for picture in (3, 2, 1, 0):
         sitter.pictures.nth(picture).click()
     page.locator(".tray .primary").click()
-    page.get_by_text("Your answer is kept on this device").wait_for()
+    page.locator(".banner", has_text="Your answer is kept on this device").wait_for()
     context = page.context
     page.close()
     server.start()

@@ -4,8 +4,11 @@ Pictures of one prompt are not independent, so whole prompts (or roots) are draw
 compared on the *same* draws: what an easy or hard prompt does to both cancels in the difference.
 
 The interval is the percentile interval moved so that the mean of the replicates lies on the estimate. For means this
-changes nothing but Monte Carlo noise. A Frechet distance rises when rows repeat, so that the plain percentile interval
-may not even hold its own estimate; the move takes that out.
+changes nothing but Monte Carlo noise; a statistic that repeated rows push one way may else not lie in its own interval.
+
+With few clusters a percentile interval is too narrow, by sqrt((c - 1) / c) and by taking normal for t quantiles. It is
+spread out by the inverse of both (Hesterberg 2015, "What Teachers Should Know about the Bootstrap", American
+Statistician 69:371): at 8 prompts 1.29 times, at 40 1.05 times as wide.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import ndtri, stdtrit
 
 from flowgrain.errors import ConfigError, DataError
 from flowgrain.rng import numpy_generator
@@ -44,9 +48,12 @@ class Bootstrap:
         for _ in range(self.resamples):
             yield generator.integers(0, clusters, size=clusters)
 
-    def interval(self, estimate: float, replicates: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    def interval(
+        self, estimate: float, replicates: Float[np.ndarray, " resamples"], clusters: int | None = None
+    ) -> tuple[float, float]:
         """Ends of the percentile interval, moved so that the replicates' mean lies on ``estimate``.
 
+        ``clusters`` is the number that was drawn from, for which the interval is spread out; None leaves its width.
         Draws on which the statistic is undefined (NaN: one picture has no pairs) or infinite are left out. (NaN, NaN)
         where the estimate is not finite or every draw is undefined.
         """
@@ -54,7 +61,10 @@ class Bootstrap:
         defined = replicates[np.isfinite(replicates)]
         if not len(defined) or not np.isfinite(estimate):
             return float("nan"), float("nan")
-        low, high = np.quantile(defined, [tail, 1 - tail]) + (estimate - defined.mean())
+        wider = 1.0
+        if clusters is not None:
+            wider = np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 1 - tail) / ndtri(1 - tail)
+        low, high = estimate + wider * (np.quantile(defined, [tail, 1 - tail]) - defined.mean())
         return float(low), float(high)
 
 
@@ -89,11 +99,12 @@ def influence_replicates(
 ) -> Float[np.ndarray, " resamples"]:
     """Replicates of a statistic from its values without each cluster (clusters in sorted order).
 
-    A cluster drawn N times moves the estimate by (N - 1) times what leaving it out moves the other way. So their
-    variance over draws is the delete-one jackknife's, which on average is never too small (Efron and Stein 1981).
+    A cluster drawn N times moves the estimate by (N - 1) times what leaving it out moves the other way, so that the
+    replicates of a mean are its bootstrap's. Spread out as :meth:`Bootstrap.interval` does, their variance is the
+    delete-one jackknife's, which on average is not too small (Efron and Stein 1981).
     """
     clusters = len(left_out)
-    influence = np.sqrt((clusters - 1) / clusters) * (left_out.mean() - left_out)
+    influence = (clusters - 1) / clusters * (left_out.mean() - left_out)
     return np.array([estimate + influence[draw].sum() for draw in bootstrap.iterate(clusters)])
 
 
@@ -102,5 +113,6 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """(mean, low, high) of values that cluster."""
     estimate = float(values.mean())
-    low, high = bootstrap.interval(estimate, replicate(lambda rows: float(values[rows].mean()), clusters, bootstrap))
+    replicates = replicate(lambda rows: float(values[rows].mean()), clusters, bootstrap)
+    low, high = bootstrap.interval(estimate, replicates, len(set(clusters)))
     return estimate, low, high

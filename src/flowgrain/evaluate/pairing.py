@@ -60,7 +60,7 @@ def metric_table(
 
 
 def _result(row: Measured, label: Label, bootstrap: Bootstrap) -> MetricResult:
-    low, high = np.clip(bootstrap.interval(row.estimate, row.replicates), *label.bounds)
+    low, high = np.clip(bootstrap.interval(row.estimate, row.replicates, row.clusters), *label.bounds)
     few = f"the interval rests on {row.clusters} prompts or roots only"
     warnings = (*row.warnings, few) if row.clusters < FEW_CLUSTERS else row.warnings
     return MetricResult(
@@ -93,7 +93,7 @@ def _differences(
         _check_paired(a, b, label.name)
         with np.errstate(invalid="ignore"):  # infinite - infinite, for example the PSNR of equal pictures
             value = float(np.subtract(b.estimate, a.estimate))
-            low, high = bootstrap.interval(value, b.replicates - a.replicates)
+            low, high = bootstrap.interval(value, b.replicates - a.replicates, a.clusters)
         differences.append(
             MetricDifference(
                 label.name,

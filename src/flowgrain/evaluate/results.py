@@ -129,9 +129,7 @@ def markdown(table: MetricTable) -> str:
         for item in table.differences:
             measure = f"{item.name}, {item.subset}{_direction(item.higher_is_better)}"
             lines += _row(measure, f"{item.second} - {item.first}", _interval(item), item.ahead or "")
-    warnings = dict.fromkeys(f"- {r.name}, {r.subset}, {r.arm}: {r.warning}" for r in table.results if r.warning)
-    if warnings:
-        lines += ["", "## Warnings", "", *warnings]
+    lines += _warnings(table)
     levels = dict.fromkeys(f"{100 * item.level:g} %" for item in (*table.results, *table.differences))
     if levels:
         lines += ["", f"Brackets hold {' or '.join(levels)} intervals over prompts or roots."]
@@ -157,6 +155,18 @@ def _csv(table: MetricTable) -> str:
         row["arm"], row["against"] = row.pop("second"), row.pop("first")
         writer.writerow({**row, "kind": "difference", "ahead": item.ahead or ""})
     return stream.getvalue()
+
+
+def _warnings(table: MetricTable) -> list[str]:
+    """Each warning once, with the arms that it holds for."""
+    arms: dict[tuple[str, str, str], list[str]] = {}
+    for result in table.results:
+        if result.warning:
+            arms.setdefault((result.name, result.subset, result.warning), []).append(result.arm)
+    if not arms:
+        return []
+    found = (f"- {name}, {subset} ({', '.join(who)}): {text}" for (name, subset, text), who in arms.items())
+    return ["", "## Warnings", "", *found]
 
 
 def _row(*cells: str) -> list[str]:

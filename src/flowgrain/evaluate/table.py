@@ -67,7 +67,8 @@ def picture_metrics(
         count = metric.reference_count(features[sets[0].arm])
         if count is not None:
             details["references"] = str(count)
-        label = Label(metric.name(encoder.family), subset, metric.higher_is_better, encoder.name, details)
+        name = metric.name(encoder.family)
+        label = Label(name, subset, metric.higher_is_better, encoder.name, details, metric.bounds)
         table += metric_table(measured, label, pairs, bootstrap)
     return table
 
