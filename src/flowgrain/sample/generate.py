@@ -16,7 +16,6 @@ from flowgrain import rng
 from flowgrain.config import Config
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
-from flowgrain.families.loading import unload_adapter
 
 
 class SampleConfig(Config):
@@ -92,7 +91,7 @@ def generate_pairs(
                 yield index, seed, image
     finally:
         if adapter is not None:
-            unload_adapter(pipeline)
+            pipeline.unload_lora_weights()
 
 
 def _initial_latents(family: Family, pictures: list[tuple[str, int]], height: int, width: int) -> torch.Tensor:

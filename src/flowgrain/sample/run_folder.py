@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flowgrain.adapters.base import FULL_NAME, WEIGHTS_NAME
+from flowgrain.adapters.base import WEIGHTS_NAME
 from flowgrain.errors import CheckpointError
 
 
@@ -63,7 +63,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / "COMPLETE").exists():
         what = "unfinished checkpoint" if folder.is_dir() else "no such checkpoint folder"
         raise CheckpointError(f"{folder}: {what}; choose one with a COMPLETE file")
-    if not any((folder / "adapter" / name).exists() for name in (WEIGHTS_NAME, FULL_NAME)):
+    if not (folder / "adapter" / WEIGHTS_NAME).exists():
         raise CheckpointError(f"{folder}: adapter/{WEIGHTS_NAME} is missing; choose another checkpoint")
     path = folder / "state.json"
     try:

@@ -1,10 +1,11 @@
 """Draw what is missing in a sample folder and keep its manifest true at every moment."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowgrain.adapters.base import WEIGHTS_NAME
 from flowgrain.adapters.fusing import fuse_recorded
-from flowgrain.adapters.source import init_digest
 from flowgrain.families.base import Family
 from flowgrain.families.fingerprint import module_digest
 from flowgrain.files import atomic_write_bytes
@@ -71,7 +72,7 @@ def _provenance(family: Family, plan: SamplePlan) -> Provenance:
         budget_fraction=checkpoint.budget_fraction if checkpoint else None,
         model=plan.model.path,
         model_fingerprint=f"{family.fingerprint()}-{module_digest({family.backbone_name: family.backbone})}",
-        adapter_sha256=init_digest(checkpoint.adapter) if checkpoint else None,
+        adapter_sha256=_sha256(checkpoint.adapter / WEIGHTS_NAME) if checkpoint else None,
         dtype=plan.model.dtype,
         sampler=plan.config.sampler,
         steps=plan.config.steps,
@@ -79,3 +80,8 @@ def _provenance(family: Family, plan: SamplePlan) -> Provenance:
         height=height,
         width=width,
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
