@@ -1,9 +1,9 @@
 """Time of a Frechet distance from two means and covariances: ours, and with scipy.linalg.sqrtm as everybody has it.
 
-Full-rank covariances of 2048 features (--quick: 512) whose spectra fall as those of Inception features do. Runs are
-interleaved; the median of their ratios is printed with its 95 % bootstrap interval. ``relative_difference`` is that of
-the two distances. ``interval_over_distance`` is the time of leaving out each of as many pictures
-as there are features, which an interval is made from, over the time of one distance from pictures.
+Full-rank covariances of 2048 features (--quick: 512), variances falling by 1e5. Runs are interleaved; the median of
+their ratios is printed with its 95 % bootstrap interval. ``relative_difference`` is that of the two distances.
+``interval_over_distance`` is the time of leaving out each of as many pictures as there are features, which an interval
+is made from, over the time of one distance from pictures.
 
     python benchmarks/frechet.py [--quick]
 """

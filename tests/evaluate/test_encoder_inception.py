@@ -65,7 +65,7 @@ def test_spatial_features_are_the_first_branch_of_the_block_called_mixed_6(weigh
     assert features.shape == (4, 2023) and encoder.family == "Inception spatial"
     for row, picture in zip(features, drawn, strict=True):
         reference(as_tensor(picture))
-        np.testing.assert_allclose(row, seen.pop()[0, :7].flatten().numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(row, seen.pop()[0, :7].permute(1, 2, 0).flatten().numpy(), rtol=1e-4, atol=1e-5)
     hook.remove()
     assert encoder.logits(features) is None
     assert encoder([]).shape == (0, 2023)

@@ -179,6 +179,8 @@ def test_loss_differences_are_paired_by_root():
 def test_errors_name_arm_and_example(sets, references):
     with pytest.raises(DataError, match="arm 'x': 2 pictures but 1 prompts"):
         picture_metrics([PictureSet("x", references[:2], ["one"])], references, PatchMeans())
+    with pytest.raises(DataError, match="arm 'x': an interval needs at least 2 prompts, got 1"):
+        picture_metrics([PictureSet("x", references[:2], ["one", "one"])], references, PatchMeans())
     with pytest.raises(DataError, match="arm 'near' is given twice"):
         picture_metrics([sets[0], sets[0]], references, PatchMeans())
     with pytest.raises(DataError, match="arm 'x': 1 pictures but 2 seeds"):

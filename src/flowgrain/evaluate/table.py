@@ -150,6 +150,9 @@ def _check_sets(sets: Sequence[PictureSet]) -> None:
         for kind, values in lengths.items():
             if values is not None and len(values) != len(item.images):
                 raise DataError(f"arm '{item.arm}': {len(item.images)} pictures but {len(values)} {kind}")
+        prompts = len(set(item.prompts))
+        if prompts < 2:  # said before anything is encoded
+            raise DataError(f"arm '{item.arm}': an interval needs at least 2 prompts, got {prompts}: draw more prompts")
 
 
 def _encode(

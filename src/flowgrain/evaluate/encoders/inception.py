@@ -92,7 +92,8 @@ class InceptionEncoder(ImageEncoder):
         (pooled,) = self._network(pixels)
         if self._features == "pool":
             return pooled
-        return self._spatial.pop()[:, :SPATIAL_CHANNELS].flatten(1)
+        # channels run fastest, as in published statistics (reference_statistics.spatial_features)
+        return self._spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:
