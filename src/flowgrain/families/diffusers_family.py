@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ class DiffusersFamily(Family):
         for module in (self._backbone, *self.encoders().values()):
             module.requires_grad_(False).eval()
         self.capabilities = self.capabilities_of(
-            {name: part.config for name, part in pipeline.components.items() if hasattr(part, "config")}
+            {name: part.config for name, part in pipeline.components.items() if isinstance(part, ConfigMixin)}
         )
         self._fingerprint: str | None = None
         self._offload: EncoderOffload | None = None

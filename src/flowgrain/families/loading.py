@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -64,10 +64,15 @@ def read_configs(kind: type[DiffusionPipeline], model: str) -> dict[str, Mapping
     """
     try:
         with quiet_loading():
-            return {
-                name: found.load_config(model, subfolder=name)
+            parts = {
+                name: part_class(library, class_name)
                 for name, (library, class_name) in _parts(kind, model).items()
-                if library == "diffusers" and hasattr(found := part_class(library, class_name), "load_config")
+                if library == "diffusers"
+            }
+            return {
+                name: part.load_config(model, subfolder=name)
+                for name, part in parts.items()
+                if ConfigMixin in part.__mro__
             }
     except LOAD_ERRORS as error:
         raise ModelError(f"{model}: its configuration files cannot be read ({one_line(error)})") from None

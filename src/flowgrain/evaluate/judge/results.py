@@ -68,34 +68,20 @@ def collect(
         if answer is None or answer.status != "answered" or answer.answer is None:
             continue
         item = question.item
+        about = {
+            "item": item.key,
+            "dataset": item.dataset,
+            "prompt": item.prompt,
+            "seed": item.seed,
+            "dimension": question.dimension.name,
+            "rater": rater,
+            "repeat": question.repeat,
+        }
         if question.mode == "score":
-            scores.append(
-                Score(
-                    item=item.key,
-                    dataset=item.dataset,
-                    prompt=item.prompt,
-                    seed=item.seed,
-                    dimension=question.dimension.name,
-                    rater=rater,
-                    repeat=question.repeat,
-                    variant=question.shown[0],
-                    value=answer.answer["score"],
-                )
-            )
+            scores.append(Score(**about, variant=question.shown[0], value=answer.answer["score"]))
         else:
-            rankings.append(
-                Ranking(
-                    item=item.key,
-                    dataset=item.dataset,
-                    prompt=item.prompt,
-                    seed=item.seed,
-                    dimension=question.dimension.name,
-                    rater=rater,
-                    repeat=question.repeat,
-                    tiers=MODES[question.mode].tiers(answer.answer, question.shown),
-                    shown=question.shown,
-                )
-            )
+            tiers = MODES[question.mode].tiers(answer.answer, question.shown)
+            rankings.append(Ranking(**about, tiers=tiers, shown=question.shown))
     return tuple(rankings), tuple(scores)
 
 
