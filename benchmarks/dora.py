@@ -14,14 +14,12 @@ the row lengths once an update, so fewer micro-batches raise its ratio.
 import argparse
 import copy
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
+from interleaved import ratio
 from peft.tuners.lora.variants import DoraLinearVariant
 
 from flowgrain.adapters.base import Adapter, AdapterConfig
@@ -104,30 +102,6 @@ def gradient_difference(ours: Contender, theirs: Contender, batches: list[tuple]
     return max(differences)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def ratio(first: Callable[[], None], second: Callable[[], None], pairs: int) -> tuple[float, float, float]:
-    """Median of first / second over interleaved pairs, and its 95 % bootstrap interval."""
-    for work in (first, second):
-        work()
-        work()
-    values = []
-    for index in range(pairs):
-        if index % 2:
-            b, a = seconds(second), seconds(first)
-        else:
-            a, b = seconds(first), seconds(second)
-        values.append(a / b)
-    rng = np.random.default_rng(0)
-    medians = [float(np.median(rng.choice(values, len(values)))) for _ in range(2000)]
-    return statistics.median(values), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
 def main() -> None:
     """Measure, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description="Time of a training step: our DoRA and peft's against LoRA.")
@@ -150,8 +124,8 @@ def main() -> None:
         return lambda: step(run, batches, precision)
 
     rows = {
-        "dora_over_lora": ratio(work(ours), work(lora), pairs),
-        "peft_dora_over_lora": ratio(work(theirs), work(lora), pairs),
+        "dora_over_lora": ratio(work(ours), work(lora), pairs, warm_up=2),
+        "peft_dora_over_lora": ratio(work(theirs), work(lora), pairs, warm_up=2),
     }
     for name, (median, low, high) in rows.items():
         print(f"{name:24s} {median:.3f}  [{low:.3f}, {high:.3f}]  {pairs} pairs")

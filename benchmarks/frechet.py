@@ -10,11 +10,10 @@ is made from, over the time of one distance from pictures.
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
+from interleaved import median, seconds, times
 
 from flowgrain.evaluate.base import FeatureSet
 from flowgrain.evaluate.frechet import FrechetDistance, frechet_distance, frechet_distance_of_moments
@@ -37,20 +36,6 @@ def by_sqrtm(x: Moments, y: Moments) -> float:
     return float(shift @ shift + traces)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def median(values: list[float]) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(2000)]
-    return float(np.median(values)), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
-
-
 def main() -> None:
     """Measure, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description="Time of a Frechet distance: ours and scipy.linalg.sqrtm's")
@@ -59,11 +44,9 @@ def main() -> None:
     dimension, pairs = (512, 3) if options.quick else (2048, 7)
     x, y = (moments_of(features(2 * dimension, dimension, seed)) for seed in (0, 1))
     distance, expected = frechet_distance_of_moments(x, y), by_sqrtm(x, y)
-    ours, theirs = [], []
-    for pair in range(pairs):
-        runs = [(ours, frechet_distance_of_moments), (theirs, by_sqrtm)]
-        for times, work in runs if pair % 2 else reversed(runs):
-            times.append(seconds(lambda work=work: work(x, y)))
+    ours, theirs = times(
+        lambda: frechet_distance_of_moments(x, y), lambda: by_sqrtm(x, y), pairs, warm_up=0
+    )  # both were called above
     generated, references = features(dimension, dimension, 1000), features(2 * dimension, dimension, 1001)
     clusters = [np.array([row]) for row in range(dimension)]
     one = seconds(lambda: frechet_distance(generated, references))

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from interleaved import median
 
 from flowgrain.data.buckets import bucket_list
 from flowgrain.data.tuples import SliceTable, TupleConfig, plan_epoch, plan_hash
@@ -84,13 +85,6 @@ def measure_alone(slices: int, packing: str, epoch: int) -> Measurement:
     """Plan once, in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (slices, packing, epoch))
-
-
-def median(values: list[float]) -> tuple[float, float, float]:
-    """Median and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    drawn = [float(np.median(rng.choice(values, len(values)))) for _ in range(2000)]
-    return float(np.median(values)), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
 def main() -> None:

@@ -9,14 +9,11 @@ bootstrap interval are printed. ``loop_over_bare``: everything that our loop add
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from interleaved import ratio
 
 from flowgrain.config import load_config
 from flowgrain.data.records import Update
@@ -73,29 +70,6 @@ def ready_batches(run: Session, update: Update) -> list[tuple[torch.Tensor, ...]
         tensors = embedding.tensors
         ready.append((sample.x_t, sample.target, t, tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]))
     return ready
-
-
-def seconds(work: Callable[[], None]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def ratio(first: Callable[[], None], second: Callable[[], None], pairs: int) -> tuple[float, float, float]:
-    """Median of first / second over interleaved pairs, and its 95 % bootstrap interval."""
-    for work in (first, second):
-        work()
-    values = []
-    for index in range(pairs):
-        if index % 2:
-            b, a = seconds(second), seconds(first)
-        else:
-            a, b = seconds(first), seconds(second)
-        values.append(a / b)
-    rng = np.random.default_rng(0)
-    medians = [float(np.median(rng.choice(values, len(values)))) for _ in range(2000)]
-    return statistics.median(values), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
 def main() -> None:
