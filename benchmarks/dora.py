@@ -23,7 +23,8 @@ from interleaved import ratio
 from peft.tuners.lora.variants import DoraLinearVariant
 
 from flowgrain.adapters.base import Adapter, AdapterConfig
-from flowgrain.adapters.low_rank import ADAPTER_NAME, inject
+from flowgrain.adapters.lora import ADAPTER_NAME
+from flowgrain.adapters.low_rank import inject
 from flowgrain.families.base import ConditionInputs, Family
 from flowgrain.families.registry import load_family
 

@@ -18,6 +18,7 @@ ALLOWED = {
     "data": {"families"},
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},
     "sample": {"adapters", "data", "evaluate", "families", "flow"},
+    "export": {"adapters", "families", "sample"},
     "evaluate": {"data", "vlm"},
     "vlm": set(),
     "check": {"data", "families", "report", "train"},

@@ -1,5 +1,10 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "families"))  # the random models of the families' tests
 
 from flowgrain.families.base import ConditionInputs
 from flowgrain.families.registry import load_family

@@ -11,7 +11,8 @@ from torch import nn
 
 from flowgrain.adapters.base import AdapterConfig
 from flowgrain.adapters.dora import SHORTEST, FactoredDora, factored_row_norms, row_squares
-from flowgrain.adapters.low_rank import ADAPTER_NAME, inject
+from flowgrain.adapters.lora import ADAPTER_NAME
+from flowgrain.adapters.low_rank import inject
 
 TARGETS = ["single_transformer_blocks.*.attn.to_q", "ff.net.2", "norm1.linear"]
 

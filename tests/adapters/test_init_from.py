@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowgrain.adapters.adapter_file import FUSED_KEY
 from flowgrain.adapters.base import WEIGHTS_NAME, AdapterConfig, InitConfig
 from flowgrain.adapters.fusing import fuse, fuse_recorded, fused_in
 from flowgrain.adapters.low_rank import inject
-from flowgrain.adapters.source import FUSED_KEY, init_digest, locate_adapter, read_adapter
+from flowgrain.adapters.source import init_digest, locate_adapter, read_adapter
 from flowgrain.errors import CheckpointError, ModelError
 from flowgrain.families.registry import load_family
 
@@ -194,7 +195,7 @@ def test_rslora_alpha_is_converted(flux, tmp_path):
     saved(flux, tmp_path, "lora").remove()
     described = {"transformer.lora_alpha": 3.0, "transformer.use_rslora": True}
     rewrite(tmp_path, lambda tensors: tensors, {"lora_adapter_metadata": json.dumps(described)})
-    layer = next(iter(read_adapter(tmp_path).layers.values()))
+    layer = next(iter(read_adapter(tmp_path).components["transformer"].values()))
     assert layer.alpha / layer.rank == pytest.approx(3.0 / 4**0.5)
 
 
@@ -202,7 +203,7 @@ def test_rslora_alpha_is_converted(flux, tmp_path):
     ("change", "message"),
     [
         (lambda t: {**t, "lora_unet_x.lora_down.weight": torch.zeros(1)}, "is no tensor of a LoRA or DoRA"),
-        (lambda t: {**t, "text_encoder.q.lora_A.weight": torch.zeros(1, 1)}, "holds weights of text_encoder, transf"),
+        (lambda t: {**t, "text_encoder.q.lora_A.weight": torch.zeros(1, 1)}, "lora_B of q are missing"),
         (lambda t: {k: v for k, v in t.items() if "0.ff.net.2.lora_B" not in k}, "are missing or do not fit"),
         (lambda t: {}, "holds weights of nothing"),
     ],
@@ -220,9 +221,9 @@ def test_fusing_checks_all_before_it_changes_anything(fresh, batch, tmp_path):
     last = "transformer.single_transformer_blocks.4.attn.to_q.lora_B.weight"
     rewrite(tmp_path, lambda tensors: {**tensors, last: torch.zeros(7, 4)})
     with pytest.raises(CheckpointError, match=r"attn\.to_q is 7x192 there and 192x192 in the model"):
-        fuse(fresh, "transformer", tmp_path, 3.0)
+        fuse(fresh, tmp_path, 3.0)
     assert torch.equal(predict(fresh, batch), before)
-    assert fused_in(fresh.components()["transformer"]) == ()
+    assert fused_in(fresh) == ()
 
 
 def test_where_an_adapter_is_found(flux, tmp_path):

@@ -271,11 +271,13 @@ def test_a_rank_above_the_smallest_side_is_refused_with_the_limit(flux):
 
 
 def test_unknown_targets_and_components_name_what_there_is(flux):
-    with pytest.raises(ConfigError, match=r"'attn\.to_qq' names no linear layer; did you mean 'attn\.to_q'"):
+    with pytest.raises(
+        ConfigError, match=r"'attn\.to_qq' names no linear layer or convolution; did you mean 'attn\.to_q'"
+    ):
         inject(flux, AdapterConfig(targets=["attn.to_qq"]), seed=0)
     with pytest.raises(ConfigError, match="'norm_q' names no linear layer"):
         inject(flux, AdapterConfig(targets=["norm_q"]), seed=0)
-    with pytest.raises(ConfigError, match="component: 'unet' is unknown; choose one of transformer"):
+    with pytest.raises(ConfigError, match="component: 'unet' is unknown; remove it, or say transformer"):
         inject(flux, AdapterConfig(component="unet"), seed=0)
 
 

@@ -1,7 +1,10 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import torch
+from diffusers import DDIMScheduler
+from random_unet import NOISE, random_sd15, random_sd21, random_sdxl
 from safetensors import safe_open
 
 from flowgrain.adapters.base import WEIGHTS_NAME, AdapterConfig
@@ -63,3 +66,35 @@ def test_the_saved_file_carries_the_hash_of_its_tensors_and_loads(flux, batch, t
     flux.pipeline(tmp_path / "one")
     with torch.no_grad():
         torch.testing.assert_close(flux.predict(*batch).prediction, live, rtol=1e-4, atol=1e-5)
+
+
+def second_generation(scheduler=None):
+    """Known by the width of the text that it reads, which the small model only says it has."""
+    family = random_sd21(scheduler)
+    family.backbone.register_to_config(cross_attention_dim=1024)
+    return family
+
+
+def test_architectures_are_those_that_model_spec_and_kohya_name():
+    families = (random_sdxl(), random_sd15(), second_generation())
+    names = [base_architecture(family) for family in families]
+    assert names == ["stable-diffusion-xl-v1-base", "stable-diffusion-v1", "stable-diffusion-v2-768-v"]
+    entries = [model_spec(replace(FOX, architecture=name)) for name in names]
+    assert [entry["ss_base_model_version"] for entry in entries] == ["sdxl_base_v1-0", "sd_v1", "sd_v2_v"]
+    assert base_architecture(second_generation(DDIMScheduler(**NOISE))) == "stable-diffusion-v2-512"
+
+
+def test_convolutions_rates_and_prediction_types_are_told():
+    config = AdapterConfig(kind="lora", rank=64, alpha=32.0, conv_rank=16)
+    told = replace(FOX, adapter=config, prediction_type="v_prediction", learning_rates={"text_encoder*": 3e-6})
+    entries = model_spec(told)
+    assert json.loads(entries["ss_network_args"]) == {"use_dora": False, "conv_dim": 16, "conv_alpha": 8.0}
+    assert entries["modelspec.prediction_type"] == "v"
+    assert json.loads(entries["ss_learning_rates"]) == {"text_encoder*": 3e-6}
+    assert not {"modelspec.prediction_type", "ss_learning_rates"} & model_spec(FOX).keys()
+
+
+def test_whole_weights_are_no_lora():
+    entries = model_spec(replace(FOX, adapter=AdapterConfig(kind="full")))
+    assert entries["modelspec.architecture"] == "flux-1-dev"
+    assert not any(key.startswith("ss_network") for key in entries)

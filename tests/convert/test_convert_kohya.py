@@ -91,6 +91,7 @@ def test_a_common_training_becomes_a_valid_recipe(tmp_path):
         0.1,
     )
     assert (recipe.schedule.kind, recipe.schedule.warmup) == ("cosine", 100)
+    assert (recipe.data.caption_shuffle, recipe.data.cache_text) == (True, False)
     assert recipe.data.sources is not None
     assert [(s.granularity, s.repeats, s.caption) for s in recipe.data.sources] == [
         ("micro", 3, None),
@@ -116,7 +117,8 @@ def test_every_option_of_the_files_is_in_the_report(tmp_path):
     for name in set(given) - {"optimizer_args"}:
         assert name in found, name
     assert found["shuffle_captoin"] == "unknown" and "'shuffle_caption'" in draft.report()
-    assert found["full_bf16"] == found["general.shuffle_caption"] == found["optimizer_args amsgrad"] == "not supported"
+    assert found["full_bf16"] == found["optimizer_args amsgrad"] == "not supported"
+    assert found["general.shuffle_caption"] == "converted"
     assert found["sdpa"] == found["min_snr_gamma"] == "not needed"
 
 
@@ -262,7 +264,8 @@ def test_preview_prompts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("train", "data", "parts"),
     [
-        ("network_dim = 4\n", DATA, ["train.toml", "FLUX"]),
+        ("network_dim = 4\n", DATA, ["train.toml", "pretrained_model_name_or_path"]),
+        (TRAIN.replace("networks.lora_flux", "networks.lora_sd3"), DATA, ["networks.lora_sd3", "networks.lora_flux"]),
         (TRAIN.replace("network_dim = 16", "network_dim = 'x'"), DATA, ["network_dim", "a number"]),
         (
             TRAIN.replace("network_dim = 16", "network_dim = -4"),
@@ -292,7 +295,7 @@ def test_mistakes_name_file_and_option(tmp_path, train, data, parts):
     ("command", "part"),
     [
         ("ls -l", "names no training script"),
-        ("python sdxl_train_network.py --seed 1", "sdxl_train_network.py"),
+        ("python sdxl_train.py --seed 1", "sdxl_train_network.py"),
         ("flux_train_network.py --a 'b", "quotation"),
         ("flux_train_network.py --seed 1 2", "--seed"),
     ],

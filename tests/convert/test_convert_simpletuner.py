@@ -103,7 +103,7 @@ def test_the_written_file_is_the_recipe(tmp_path):
 
 
 def test_every_option_of_the_files_is_in_the_report(tmp_path):
-    backends = [BACKENDS[0] | {"crop_stlye": "center", "caption_shuffle": {"enable": True}, "minimum_image_size": 512}]
+    backends = [BACKENDS[0] | {"crop_stlye": "center", "caption_shuffle": {"enable": False}, "minimum_image_size": 512}]
     draft = converted(tmp_path, {"lora_rnak": 4, "snr_gamma": 5, "vae_batch_size": 4, "push_to_hub": False}, backends)
     found = outcomes(draft)
     for name in {key.removeprefix("--") for key in CONFIG}:
@@ -111,8 +111,21 @@ def test_every_option_of_the_files_is_in_the_report(tmp_path):
     for key in set(backends[0]) - {"type", "id"}:
         assert f"close.{key}" in found, key
     assert found["lora_rnak"] == found["close.crop_stlye"] == "unknown" and "'lora_rank'" in draft.report()
-    assert found["snr_gamma"] == found["close.caption_shuffle"] == found["close.minimum_image_size"] == "not supported"
-    assert found["vae_batch_size"] == found["push_to_hub"] == "not needed"
+    assert found["snr_gamma"] == found["close.minimum_image_size"] == "not supported"
+    assert found["vae_batch_size"] == found["push_to_hub"] == found["close.caption_shuffle"] == "not needed"
+
+
+def test_shuffled_captions_are_kept_in_as_many_forms(tmp_path):
+    shuffle = {"enable": True, "count": 3, "position_start": 1, "split_on": "comma", "seed": 4}
+    draft = converted(tmp_path, backends=[BACKENDS[1] | {"caption_shuffle": shuffle}])
+    data, found = draft.validated().data, outcomes(draft)
+    assert data.sources is not None
+    assert (data.caption_shuffle, data.caption_variants, data.cache_text) == (True, 3, True)
+    assert data.sources[0].keep_tokens == 1
+    assert found["mid.caption_shuffle"] == "converted" and found["mid.caption_shuffle.seed"] == "not needed"
+    words = BACKENDS[1] | {"caption_shuffle": {"enable": True, "split_on": "space"}}
+    draft = converted(tmp_path, backends=[words])
+    assert not draft.validated().data.caption_shuffle and outcomes(draft)["mid.caption_shuffle"] == "not supported"
 
 
 def test_automatic_shift_is_flux_own_line(tmp_path):

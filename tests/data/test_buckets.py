@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgrain.data.buckets import best_aspect_match, bucket_list, cover_crop, shrink_crop
+from flowgrain.data.buckets import best_aspect_match, bucket_list, cover_crop, fitted_margins, shrink_crop
 from flowgrain.errors import ConfigError, DataError
 from flowgrain.slices.config import BucketRule, DecomposeConfig
 
@@ -246,3 +246,31 @@ def test_errors(arguments, words):
 def test_no_bucket():
     with pytest.raises(ConfigError, match="at least one"):
         best_aspect_match(10, 10, [])
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket", "margins"),
+    [
+        ((1024, 1024), (1024, 1024), (0, 0, 0)),
+        ((2048, 1024), (1024, 512), (0, 0, 0)),  # the bucket's aspect, whatever the size
+        ((1920, 1080), (1344, 768), (0, 6, 0)),  # fitted 1344 x 756
+        ((1080, 1920), (768, 1344), (6, 0, 6)),
+        ((3000, 2000), (1216, 832), (0, 10, 0)),  # 1216 x 810.67
+        ((640, 480), (1152, 896), (0, 16, 0)),
+        ((1234, 777), (1280, 768), (30, 0, 30)),  # 1219.71 x 768: 60.29 to share
+    ],
+)
+def test_margins_of_a_fitted_picture_are_kohyas(size, bucket, margins):
+    assert fitted_margins(*size, bucket) == margins
+
+
+@given(
+    st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 32).map(lambda n: 64 * n),
+    st.integers(1, 32).map(lambda n: 64 * n),
+)  # fmt: skip
+def test_margins_are_never_negative_and_leave_the_picture_its_aspect(width, height, across, down):
+    left, top, right = fitted_margins(width, height, (across, down))
+    assert min(left, top, right) >= 0 and 0 <= right - left <= 2  # left is rounded down, as kohya does
+    scale = min(across / width, down / height)
+    assert left + right == pytest.approx(across - scale * width, abs=0.5 + 1e-6)
+    assert top == pytest.approx((down - scale * height) / 2, abs=1 + 1e-6)

@@ -273,16 +273,16 @@ def test_flipped_bit_is_found_and_encoded_again(dataset, tmp_path, caplog, kind)
     family = TinyAutoencoder()
     folder = tmp_path / "cache"
     PosteriorCache(folder, family).fill(dataset, dataset.flips)
-    EmbeddingCache(folder, family).fill(dataset.captions)
+    EmbeddingCache(folder, family).fill(dataset.captions(0))
     [shard] = folder.glob(f"{kind}-*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-5] ^= 1
     shard.write_bytes(data)
     posteriors, embeddings = PosteriorCache(folder, family), EmbeddingCache(folder, family)
-    assert (posteriors.fill(dataset, dataset.flips), embeddings.fill(dataset.captions)) == (0, 0)
+    assert (posteriors.fill(dataset, dataset.flips), embeddings.fill(dataset.captions(0))) == (0, 0)
     with caplog.at_level(logging.WARNING):
         assert_equals_live(posteriors, dataset, family)
-        for caption in dataset.captions:
+        for caption in dataset.captions(0):
             cached, fresh = embeddings.get(caption).tensors, LiveEmbeddings(family).get(caption).tensors
             assert all(same_bits(cached[name], fresh[name]) for name in fresh)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(shard)]
@@ -301,10 +301,10 @@ def test_corrupt_picture_found_while_filling_names_it_and_keeps_the_rest(dataset
 
 def test_forecast_of_embeddings_is_what_is_stored(dataset):
     cache = EmbeddingCache(None, TinyAutoencoder(dtype=torch.bfloat16))
-    cache.fill(dataset.captions)
-    stored = [cache.get(caption) for caption in dataset.captions]
+    cache.fill(dataset.captions(0))
+    stored = [cache.get(caption) for caption in dataset.captions(0)]
     size = sum(tensor.nbytes for row in stored for tensor in row.tensors.values())
-    assert forecast_embedding_bytes(len(dataset.captions), stored[0]) == size == 3 * (256 + 1) * 2
+    assert forecast_embedding_bytes(len(dataset.captions(0)), stored[0]) == size == 3 * (256 + 1) * 2
 
 
 def test_folder_that_cannot_be_written(dataset, tmp_path):
@@ -318,15 +318,17 @@ def test_embeddings(dataset, tmp_path, on_disk):
     family = TinyAutoencoder(dtype=torch.bfloat16)
     folder = tmp_path / "cache" if on_disk else None
     cache = EmbeddingCache(folder, family)
-    assert dataset.captions == ("", "picture 0", "picture 1")
-    assert cache.fill(dataset.captions) == 3
+    assert dataset.captions(0) == ("", "picture 0", "picture 1")
+    assert cache.fill(dataset.captions(0)) == 3
     assert family.captions == ["", "picture 0", "picture 1"]
     live = LiveEmbeddings(family)
-    for caption in dataset.captions:
+    for caption in dataset.captions(0):
         cached, fresh = cache.get(caption).tensors, live.get(caption).tensors
         assert set(cached) == set(fresh) == {"states", "pooled"}
         assert all(same_bits(cached[name], fresh[name]) for name in fresh)
-    assert EmbeddingCache(folder, TinyAutoencoder(dtype=torch.bfloat16)).fill(dataset.captions) == (0 if on_disk else 3)
+    assert EmbeddingCache(folder, TinyAutoencoder(dtype=torch.bfloat16)).fill(dataset.captions(0)) == (
+        0 if on_disk else 3
+    )
 
 
 def test_posteriors_and_embeddings_share_a_folder(dataset, tmp_path, caplog):
@@ -334,7 +336,7 @@ def test_posteriors_and_embeddings_share_a_folder(dataset, tmp_path, caplog):
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
             PosteriorCache(folder, TinyAutoencoder()).fill(dataset)
-            EmbeddingCache(folder, TinyAutoencoder()).fill(dataset.captions)
+            EmbeddingCache(folder, TinyAutoencoder()).fill(dataset.captions(0))
     assert caplog.records == []
     assert len(list(folder.iterdir())) == 2
 
@@ -364,8 +366,8 @@ def test_with_the_embedded_model(dataset, tmp_path):
     cache.fill(dataset, dataset.flips)
     assert_equals_live(cache, dataset, family)
     prompts = EmbeddingCache(tmp_path / "cache", family)
-    prompts.fill(dataset.captions)
-    for caption in dataset.captions:
+    prompts.fill(dataset.captions(0))
+    for caption in dataset.captions(0):
         cached, fresh = prompts.get(caption).tensors, LiveEmbeddings(family).get(caption).tensors
         assert all(same_bits(cached[name], fresh[name]) for name in fresh)
     assert forecast_bytes(dataset, family.capabilities) == sum(

@@ -323,7 +323,7 @@ def test_open_split(folders):
     train, held = open_split(config, 16)
     assert held is not None
     assert (len(train), len(held)) == (8, 1)
-    assert held.flips == (False,) and "" not in held.captions and train.flips == (False, True)
+    assert held.flips == (False,) and "" not in held.captions(0) and train.flips == (False, True)
     assert {s.slice_id for s in held.slices} < {s.slice_id for s in open_dataset(config, 16).slices}
     whole, nothing = open_split(config.model_copy(update={"holdout": None}), 16)
     assert nothing is None and len(whole) == 12

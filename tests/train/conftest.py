@@ -1,10 +1,14 @@
 """A small decomposed data set of drawn images, and recipes over a small random model."""
 
 import hashlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+sys.path.append(str(Path(__file__).parents[1] / "families"))  # the random models of the families' tests
 
 from flowgrain.data.records import MANIFEST_NAME, SliceRecord
 from flowgrain.files import atomic_write_text
@@ -51,23 +55,50 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory):
+    """A StableDiffusionXLPipeline folder of random weights."""
+    from random_unet import random_sdxl_pipeline
+
+    folder = tmp_path_factory.mktemp("model") / "small-sdxl"
+    random_sdxl_pipeline().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def recipe(dataset, small_flux, tmp_path):
     """A recipe of a few short updates; keyword arguments replace sections."""
 
     def build(output="run", **sections):
         values = {
-            "name": "test",
-            "output": str(tmp_path / output),
+            **_short_run(dataset, tmp_path / output),
             "model": {"path": str(small_flux)},
-            "data": {"path": str(dataset), "flip": True},
-            "tuples": {"batch_size": 2},
             "time": {"granularity_shift": {"macro": 0.5, "micro": -0.5}},
-            "adapter": {"kind": "lora", "rank": 4, "alpha": 2},
-            "optimizer": {"lr": 1e-3},
-            "precision": "fp32",
-            "budget": {"amount": 4, "checkpoints": [1.0, 1.5]},
         }
         return Recipe.model_validate({**values, **sections})
 
     return build
+
+
+@pytest.fixture
+def unet_recipe(dataset, small_sdxl, tmp_path):
+    """The same over a random SDXL, without a granularity shift."""
+
+    def build(output="run", **sections):
+        values = {**_short_run(dataset, tmp_path / output), "model": {"path": str(small_sdxl)}}
+        return Recipe.model_validate({**values, **sections})
+
+    return build
+
+
+def _short_run(dataset, output):
+    return {
+        "name": "test",
+        "output": str(output),
+        "data": {"path": str(dataset), "flip": True},
+        "tuples": {"batch_size": 2},
+        "adapter": {"kind": "lora", "rank": 4, "alpha": 2},
+        "optimizer": {"lr": 1e-3},
+        "precision": "fp32",
+        "budget": {"amount": 4, "checkpoints": [1.0, 1.5]},
+    }

@@ -9,15 +9,16 @@ import torch
 
 from flowgrain.adapters.low_rank import inject
 from flowgrain.config import load_config
+from flowgrain.data.dataset import open_dataset
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import ConditionInputs
 from flowgrain.families.registry import load_family, load_skeleton, resolve_model
-from flowgrain.flow.weightings import Uniform
-from flowgrain.train.forecast import forecast
+from flowgrain.train.forecast import caption_line, forecast
 from flowgrain.train.memory import MemoryConfig
-from flowgrain.train.memory_forecast import MemoryModel, Shape
-from flowgrain.train.objective import Batch, FineTuning
+from flowgrain.train.memory_forecast import MemoryModel, Shape, offload_setting
+from flowgrain.train.objective import Batch
 from flowgrain.train.recipe import Recipe, find_recipe
+from flowgrain.train.setup import fine_tuning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -41,16 +42,19 @@ def kept_by_autograd(recipe, shape, bf16=False):
     family = load_family(recipe.model.path, None, getattr(torch, recipe.model.dtype), CPU)
     adapter = inject(family, recipe.adapter, 0)
     family.gradient_checkpointing(recipe.memory.gradient_checkpointing)
-    objective = FineTuning(family, adapter, family.default_path(), recipe.time.law(family.default_shift()), Uniform())
+    objective = fine_tuning(recipe, family, adapter)
     n, scale, tokens = shape.slices, family.capabilities.latent_scale, family.tokens(shape.height, shape.width)
     latents = torch.randn(n, family.capabilities.latent_channels, shape.height // scale, shape.width // scale)
+    captions = ["a fox"] * n
+    text = (captions, None) if recipe.trains_text else (None, family.embed_text(captions))
     batch = Batch(
         x0=latents, noise=torch.randn_like(latents), u=torch.full((n,), 0.5, dtype=torch.float64),
         granularity=torch.zeros(n, dtype=torch.int64), tokens=torch.full((n,), tokens),
-        inputs=ConditionInputs(None, family.embed_text(["a fox"] * n), 1.0), weight=torch.ones(n, dtype=torch.float64),
+        inputs=ConditionInputs(*text, 1.0), weight=torch.ones(n, dtype=torch.float64),
     )  # fmt: skip
-    transformer = family.components()["transformer"]
-    own = {t.untyped_storage().data_ptr() for t in [*transformer.parameters(), *transformer.buffers(), batch.x0]}
+    models = family.components().values()
+    weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*weights, batch.x0]}
     saved = {}
 
     def pack(tensor):
@@ -91,6 +95,48 @@ def test_kept_activations_under_autocast_with_bf16_weights(tiny, small_flux):
     expected = MemoryModel(recipe, CPU, "bf16").activations(shape).kept
     assert expected == pytest.approx(kept_by_autograd(recipe, shape, bf16=True), rel=0.05)
     assert expected < 0.7 * MemoryModel(tiny(), CPU, "fp32").activations(shape).kept
+
+
+@pytest.fixture
+def unet(small_sdxl):
+    """A recipe over a random SDXL; keyword arguments replace sections."""
+    return lambda **sections: _tiny(str(small_sdxl), sections)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_kept_activations_of_a_u_net_and_its_text_encoders(unet, text, checkpointing):
+    adapter = {"kind": "lora", "rank": 4, "alpha": 8, "conv_rank": 2, "text_encoders": {} if text else None}
+    data = {"path": "d", "cache_text": not text}
+    recipe = unet(adapter=adapter, data=data, memory={"gradient_checkpointing": checkpointing})
+    model = MemoryModel(recipe, CPU, "fp32")
+    for shape in (Shape(1, 64, 64), Shape(4, 32, 64)):
+        assert model.activations(shape).kept == pytest.approx(kept_by_autograd(recipe, shape), rel=0.1)
+
+
+def test_text_encoders_that_train_stay_on_the_device_and_count_as_trained(unet):
+    shape = Shape(2, 32, 32)
+    adapter = {"kind": "lora", "rank": 4, "alpha": 8}
+    frozen = MemoryModel(unet(adapter=adapter), CUDA, "fp32").parts(shape)
+    live = {"path": "d", "cache_text": False}
+    parts = MemoryModel(unet(adapter={**adapter, "text_encoders": {}}, data=live), CUDA, "fp32").parts(shape)
+    assert "text encoders and autoencoder" not in frozen and "text encoders and autoencoder" in parts
+    assert parts["adapter"] > frozen["adapter"] and parts["frozen backbone"] == frozen["frozen backbone"]
+
+
+def test_what_lets_the_encoders_leave_the_device(unet):
+    live = {"path": "d", "cache_text": False}
+    assert offload_setting(unet(adapter={"kind": "lora", "rank": 4, "text_encoders": {}}, data=live)) is None
+    for data, key in (
+        (live, "data.cache_text"), ({"path": "d", "cache": False}, "data.cache"),
+        ({**live, "caption_shuffle": True}, "data.caption_variants"),
+    ):  # fmt: skip
+        assert offload_setting(unet(data=data)) == f"memory.offload_encoders=true with {key}"
+
+
+def test_a_key_that_the_model_does_not_read_is_an_error_before_any_weight_is_loaded(unet):
+    with pytest.raises(ConfigError, match="granularity_shift is not read"):
+        MemoryModel(unet(time={"granularity_shift": {"macro": 1.0}}), CPU, "fp32").parts(Shape(1, 32, 32))
 
 
 def test_peak_is_above_what_is_kept_and_checkpointing_lowers_both(tiny):
@@ -212,6 +258,16 @@ def test_offloading_encoders_that_every_update_uses_is_an_error():
 def test_encoders_leave_an_accelerator_once_cached():
     assert MemoryConfig().offloads(True, CUDA) and not MemoryConfig().offloads(False, CUDA)
     assert not MemoryConfig(offload_encoders=False).offloads(True, CUDA) and not MemoryConfig().offloads(True, CPU)
+
+
+def test_dry_run_says_how_captions_are_encoded(recipe):
+    def line(**changes):
+        config = recipe(data={**recipe().data.model_dump(mode="json"), **changes})
+        return caption_line(config, open_dataset(config.data, 16))
+
+    assert line() == "text: 12 captions are encoded once and kept"
+    assert line(caption_dropout=0.1) == "text: 13 captions are encoded once and kept"
+    assert line(caption_shuffle=True, cache_text=False).startswith("text: captions are encoded in every update")
 
 
 def test_dry_run_prints_the_parts_and_the_switches(recipe):

@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 
 import flowgrain
-from flowgrain.config import load_config
+from flowgrain.config import dump_yaml, load_config
 from flowgrain.errors import ConfigError
-from flowgrain.flow.time_laws import LinearShift
+from flowgrain.flow.time_laws import LinearShift, LogitNormal
 from flowgrain.train.recipe import Recipe, find_recipe
 
 PACKAGED = sorted(file.stem for file in (Path(flowgrain.__file__).parent / "recipes").glob("*.yaml"))
-RECIPES = [name for name in PACKAGED if name.startswith(("flux-dev-", "tiny-flux-"))]
+MODELS = ("flux-dev", "tiny-flux", "animagine-xl-3.1", "tiny-sdxl")
+RECIPES = [name for name in PACKAGED if name.startswith(MODELS)]
+OF_FLUX = ("baseline", "slices-random", "slices-tuples", "slices-modulation", "granularity")
+OF_ANIMAGINE = ("baseline", "slices-random", "slices-modulation", "no-min-snr", "gamma5", "granularity")
+ARMS = {"flux-dev": OF_FLUX, "tiny-flux": OF_FLUX, "animagine-xl-3.1": OF_ANIMAGINE, "tiny-sdxl": OF_FLUX}
 
 
 def load(name, *overrides):
@@ -20,7 +24,12 @@ def load(name, *overrides):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_packaged_recipe_is_valid(name):
-    assert load(name).name == name.removeprefix("flux-dev-").removeprefix("tiny-flux-")
+    model = next(model for model in MODELS if name.startswith(model))
+    assert load(name).name == name.removeprefix(f"{model}-")
+
+
+def test_the_arms_of_each_model_are_there():
+    assert {f"{model}-{arm}" for model, arms in ARMS.items() for arm in arms} == set(RECIPES)
 
 
 def test_table_3():
@@ -33,24 +42,69 @@ def test_table_3():
     assert load("flux-dev-baseline").data.resolution == 1280
 
 
-@pytest.mark.parametrize("model", ["flux-dev", "tiny-flux"])
+def test_table_5():
+    recipe = load("animagine-xl-3.1-granularity")
+    assert recipe.model.path == "cagliostrolab/animagine-xl-3.1"
+    adapter, optimizer = recipe.adapter, recipe.optimizer
+    assert (adapter.kind, adapter.rank, adapter.alpha, adapter.conv_rank, adapter.conv_alpha) == ("lora", 64, 32, 16, 8)
+    assert adapter.text_encoders is not None and adapter.text_encoders.names is None  # all of them
+    assert (optimizer.name, optimizer.lr, optimizer.lrs) == ("lion", 3e-5, {"text_encoder*": 3e-6})
+    assert (optimizer.betas, optimizer.weight_decay, recipe.tuples.batch_size) == ((0.9, 0.99), 0.0, 2)
+    assert recipe.data.caption_shuffle and not recipe.data.cache_text and recipe.noise.offset == 0.0357
+    assert (recipe.weighting.kind, recipe.weighting.gamma.values) == ("min_snr", (4.0, 5.0, 7.0))
+    assert (recipe.path.zero_terminal_snr, recipe.time.kind) == ("model", "model")
+    assert recipe.budget.checkpoints == (1.0, 1.5)
+
+
+def test_ablations_of_min_snr():
+    assert load("animagine-xl-3.1-no-min-snr").weighting.kind == "none"
+    five = load("animagine-xl-3.1-gamma5")
+    assert (five.weighting.kind, five.weighting.gamma.values) == ("min_snr", (5.0, 5.0, 5.0))
+    full = load("animagine-xl-3.1-granularity")
+    for ablation in (five, load("animagine-xl-3.1-no-min-snr")):
+        assert ablation.tuples == full.tuples and ablation.data == full.data
+    alone = load("animagine-xl-3.1-slices-modulation")
+    assert alone.weighting == full.weighting and alone.tuples.grouping == "slice"
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_arms_differ_in_nothing_but_the_method(model):
     """Baseline and full method share model, adapter, optimizer, schedule and budget."""
-    arms = [
-        load(f"{model}-{m}") for m in ("baseline", "slices-random", "slices-tuples", "slices-modulation", "granularity")
-    ]
-    for section in ("model", "adapter", "optimizer", "schedule", "ema", "clip", "budget", "precision", "seed"):
+    arms = [load(f"{model}-{arm}") for arm in ARMS[model]]
+    sections = (
+        "model",
+        "adapter",
+        "optimizer",
+        "schedule",
+        "ema",
+        "clip",
+        "budget",
+        "precision",
+        "seed",
+        "path",
+        "noise",
+    )
+    for section in sections:
         assert len({repr(getattr(arm, section)) for arm in arms}) == 1
+    assert len({arm.tuples.batch_size for arm in arms}) == 1
+
+
+def test_the_recipe_for_small_cards_is_the_method():
+    recipe = load("sdxl-12gb")
+    assert recipe.weighting == load("animagine-xl-3.1-granularity").weighting
+    assert recipe.memory.gradient_checkpointing and recipe.optimizer.name == "adamw8bit" and recipe.precision == "bf16"
+    assert recipe.data.caches_text and recipe.memory.offload_encoders and recipe.model.dtype == "bfloat16"
 
 
 def test_time_section_builds_the_law():
-    law = load("flux-dev-granularity").time.law(LinearShift())
-    assert (law.delta, law.shift) == ((0.5, 0.0, -0.5), LinearShift())
-    assert load("flux-dev-granularity", "time.resolution_shift=none").time.law(LinearShift()).shift is None
-    own = load(
-        "flux-dev-granularity", "time.resolution_shift={base_tokens: 16, max_tokens: 64, base_shift: 0, max_shift: 1}"
-    )
-    assert own.time.law(None).shift == LinearShift(16, 64, 0.0, 1.0)
+    def law(model_shift, *overrides):
+        return load("flux-dev-granularity", *overrides).time.law(model_shift)
+
+    delta = (0.5, 0.0, -0.5)
+    assert law(LinearShift()) == LogitNormal(delta=delta, shift=LinearShift())
+    assert law(LinearShift(), "time.resolution_shift=none") == LogitNormal(delta=delta)
+    line = "time.resolution_shift={base_tokens: 16, max_tokens: 64, base_shift: 0, max_shift: 1}"
+    assert law(None, line) == LogitNormal(delta=delta, shift=LinearShift(16, 64, 0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -63,11 +117,35 @@ def test_time_section_builds_the_law():
         (["optimizer.betas=[0.9, 1.0]"], r"\[0, 1\)"),
         (["time.granularity_shift.mezzo=1"], "mezzo"),
         (["time.resolution_shift={base_tokens: 5, max_tokens: 5}"], "must differ"),
+        (["time.kind=uniform"], "granularity_shift is not read by a uniform law .* weighting.gamma"),
+        (["time={kind: uniform, mean: 1.0, granularity_shift: null}"], "granularity_shift"),
+        (["weighting.gamma=4"], "gamma is not read by weighting.kind none"),
+        (["weighting={kind: debiased, gamma: 4}"], "gamma is not read by weighting.kind debiased"),
+        (["weighting={kind: min_snr, gamma: {macro: 4, meso: 5}}"], "weighting.gamma.micro: field required"),
+        (["weighting={kind: min_snr, gamma: 0}"], "greater than 0"),
+        (["path={prediction: epsilon, zero_terminal_snr: true}"], "epsilon does not go with zero terminal SNR"),
+        (["noise.adaptive=0.1"], "noise.adaptive is not read where noise.offset is 0"),
+        (["adapter.text_encoders={}"], "data.cache_text keeps what they gave before"),
+        (["memory.offload_encoders=true", "data.cache_text=false"], "data.cache_text is false and every update"),
     ],
 )
 def test_contradictions_and_unread_keys(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load("tiny-flux-granularity", *overrides)
+
+
+def test_a_map_of_gammas_is_not_read_on_one_level():
+    with pytest.raises(ConfigError, match=r"weighting\.gamma of meso and micro is not read"):
+        load("animagine-xl-3.1-granularity", "data.levels=[macro]")
+    assert load("animagine-xl-3.1-gamma5", "data.levels=[macro]").weighting.gamma.macro == 5
+
+
+def test_what_is_written_into_a_run_folder_is_valid_again(tmp_path):
+    for name in ("animagine-xl-3.1-granularity", "tiny-sdxl-baseline", "tiny-flux-granularity"):
+        recipe = load(name)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(dump_yaml(recipe))
+        assert load_config(Recipe, path, [])[0] == recipe
 
 
 def test_short_forms():
@@ -79,3 +157,25 @@ def test_identity_ignores_places_and_names_only():
     recipe = load("tiny-flux-granularity")
     assert recipe.identity() == load("tiny-flux-granularity", "output=elsewhere", "name=other").identity()
     assert recipe.identity() != load("tiny-flux-granularity", "optimizer.lr=1e-5").identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "path.prediction=v_prediction", "path.zero_terminal_snr=false", "weighting={kind: none, gamma: 5}",
+        "weighting.gamma.meso=6", "noise.offset=0.1", "noise.adaptive=0.1", "time.kind=logit_normal",
+        "data.caption_shuffle=false",
+        "data.tag_dropout=0.1", "data.caption_separator=;", "data={cache_text: true, caption_variants: 2}",
+    ],
+)  # fmt: skip
+def test_identity_covers_everything_that_is_drawn_or_weighed(change):
+    overrides = ["adapter.text_encoders=null"]
+    recipe = load("animagine-xl-3.1-granularity", *overrides)
+    changed = load("animagine-xl-3.1-granularity", *overrides, change)
+    assert recipe.identity() != changed.identity()
+
+
+def test_identity_does_not_know_where_embeddings_are_kept():
+    fixed = ["adapter.text_encoders=null", "data.caption_shuffle=false"]
+    recipe = load("animagine-xl-3.1-granularity", *fixed)
+    assert recipe.identity() == load("animagine-xl-3.1-granularity", *fixed, "data.cache_text=true").identity()

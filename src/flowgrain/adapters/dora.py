@@ -11,6 +11,9 @@ g = m / |W + s B A| the output is then
     b + g (x W^T + s (x A^T) B^T)  =  y + (g - 1) (y - b) + (x A^T) (s g B)^T        y = x W^T + b, the base layer's
 
 The right-hand side never rounds g itself to bfloat16, whose steps near 1 are larger than what m learns in an update.
+
+A convolution's weight is the matrix (out, in k k), its update the product of the kernels as matrices; the same formulas
+hold at every place of the picture.
 """
 
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from peft.tuners.lora.variants import DoraLinearVariant
+from peft.tuners.lora.variants import DoraConv2dVariant, DoraLinearVariant
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -35,7 +38,8 @@ Where the update cancels a row, float32 cannot tell what is left of it: the squa
 """
 
 PeftLayer = Any
-"""peft's wrapper of a linear layer, plain or quantised: both a Module and a LoraLayer, which no one type says."""
+"""peft's wrapper of a linear layer, plain or quantised, or of a convolution: both a Module and a LoraLayer, which no
+one type says."""
 
 _CHUNK = 4_194_304
 """Elements of a weight that are converted to float32 at a time (16 MiB)."""
@@ -81,36 +85,47 @@ class _Coefficients:
         return _Coefficients(factor, (factor * up).to(dtype), excess.to(dtype), shift)
 
 
-class FactoredDora(DoraLinearVariant):
-    """One layer's DoRA: takes the place of peft's variant in ``layer.lora_variant``; merging stays peft's."""
+class _RowNorms:
+    """Row lengths of one layer, remembered as long as what they are made of."""
 
     def __init__(self):
         self._squares_key: tuple[Any, ...] = ()
         self._squares = torch.empty(0)
-        self._norms_key: tuple[Any, ...] = ()
+        self.key: tuple[Any, ...] = ()
         self._norms = torch.empty(0)
-        self._coefficients_key: tuple[Any, ...] = ()
-        self._coefficients: _Coefficients | None = None
 
-    def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
+    def of(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
         """Lengths of the rows of W + s B A in float32, from memory where A, B, s and W are as they were."""
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         base, scaling = layer.get_base_layer(), layer.scaling[adapter]
         if torch.compiler.is_compiling():  # a memory would break the graph
             with _exactly(up):
-                weight = plain_weight(base)
-                return factored_row_norms(weight, row_squares(weight), down, up, scaling)
+                weight = plain_weight(base).flatten(1)
+                return factored_row_norms(weight, row_squares(weight), down.flatten(1), up.flatten(1), scaling)
         mode = torch.is_inference_mode_enabled()
         squares_key = (_stamp(base.weight), mode)
         key = (squares_key, _stamp(down), _stamp(up), scaling, _CLOCK.steps)
-        if key != self._norms_key:
+        if key != self.key:
             with _exactly(up):
-                weight = plain_weight(base)
+                weight = plain_weight(base).flatten(1)
                 if squares_key != self._squares_key:
                     self._squares, self._squares_key = row_squares(weight), squares_key
-                self._norms = factored_row_norms(weight, self._squares, down, up, scaling)
-                self._norms_key = key
+                self._norms = factored_row_norms(weight, self._squares, down.flatten(1), up.flatten(1), scaling)
+                self.key = key
         return self._norms
+
+
+class FactoredDora(DoraLinearVariant):
+    """A linear layer's DoRA: takes the place of peft's variant in ``layer.lora_variant``; merging stays peft's."""
+
+    def __init__(self):
+        self._norms = _RowNorms()
+        self._coefficients_key: tuple[Any, ...] = ()
+        self._coefficients: _Coefficients | None = None
+
+    def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
+        """Lengths of the rows of W + s B A in float32, from memory where A, B, s and W are as they were."""
+        return self._norms.of(layer, adapter)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (peft calls it on the instance)
         self, module: PeftLayer, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Any = None
@@ -145,12 +160,40 @@ class FactoredDora(DoraLinearVariant):
             with _exactly(up):
                 return _Coefficients.of(up, magnitude, norms, bias, scaling, dtype)
         stamp = None if bias is None else _stamp(bias)
-        key = (self._norms_key, _stamp(magnitude), stamp, dtype)
+        key = (self._norms.key, _stamp(magnitude), stamp, dtype)
         if self._coefficients is None or key != self._coefficients_key:
             with _exactly(up):
                 self._coefficients = _Coefficients.of(up, magnitude, norms, bias, scaling, dtype)
             self._coefficients_key = key
         return self._coefficients
+
+
+class FactoredConvolutionDora(DoraConv2dVariant):
+    """A convolution's DoRA, as :class:`FactoredDora`; peft's would round g to bfloat16 under autocast."""
+
+    def __init__(self):
+        self._norms = _RowNorms()
+
+    def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
+        """Lengths of the kernels of W + s B A in float32, from memory where A, B, s and W are as they were."""
+        return self._norms.of(layer, adapter)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (peft calls it on the instance)
+        self, module: PeftLayer, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Any = None
+    ) -> Tensor:
+        """The adapted output given the base layer's; dropout acts on the whole change, as in peft."""
+        base_layer, dropout = module.get_base_layer(), module.lora_dropout[active_adapter]
+        base = result
+        if module.training and isinstance(dropout, nn.Dropout):
+            x = dropout(x)
+            base = base_layer(x.to(result.dtype))
+        if base_layer.bias is not None:
+            base = base - base_layer.bias[:, None, None]
+        magnitude, norms = module.lora_magnitude_vector[active_adapter].weight, self.row_norms(module, active_adapter)
+        gain = magnitude.flatten() / norms
+        kernels = (module.scaling[active_adapter] * gain)[:, None, None, None] * module.lora_B[active_adapter].weight
+        update = F.conv2d(module.lora_A[active_adapter](x), kernels)
+        return result + update + (gain - 1)[:, None, None].to(result.dtype) * base
 
 
 class _DoraOutput(torch.autograd.Function):
@@ -208,8 +251,8 @@ def _exactly(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def plain_weight(layer: nn.Linear) -> Float[Tensor, "out in"]:
-    """A linear layer's weight as floating-point numbers; a copy where it is quantised."""
+def plain_weight(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, "out ..."]:
+    """A layer's weight as floating-point numbers; a copy where it is quantised."""
     if type(layer.weight) is nn.Parameter:
         return layer.weight
     return dequantize_module_weight(layer)

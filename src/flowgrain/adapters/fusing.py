@@ -10,26 +10,27 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from flowgrain.adapters.source import AdapterSource, FusedAdapter, LayerUpdate, read_adapter
+from flowgrain.adapters.adapter_file import FusedAdapter
+from flowgrain.adapters.source import AdapterSource, LayerUpdate, layer_names, read_adapter, recorded_fusions
+from flowgrain.adapters.targets import Layer, adaptable_layers
 from flowgrain.errors import CheckpointError, ModelError
 from flowgrain.families.base import Family
 
 _FUSED: "WeakKeyDictionary[nn.Module, tuple[FusedAdapter, ...]]" = WeakKeyDictionary()
-"""What each component's weights hold by now, so that nothing is fused twice."""
+"""Backbone -> what the weights of its model hold by now, so that nothing is fused twice."""
 
 
-def fuse(family: Family, component: str, path: Path, alpha: float | None = None) -> tuple[FusedAdapter, ...]:
-    """Add the adapter that ``path`` means to the weights of ``component`` for good; returns all that they hold.
+def fuse(family: Family, path: Path, alpha: float | None = None) -> tuple[FusedAdapter, ...]:
+    """Add the adapter that ``path`` means to the weights of its components for good; returns all that they hold.
 
     What that adapter was trained on top of is fused first. Raises CheckpointError for an adapter that cannot be read
     or does not fit, ModelError for weights that are quantised or hold other fused adapters.
     """
     source = read_adapter(path, alpha)
-    fuse_all(family, component, source.fused)
-    _merge(family, component, source)
-    module = family.components()[component]
-    _FUSED[module] = (*fused_in(module), FusedAdapter(str(source.file.resolve()), source.sha256, alpha))
-    return _FUSED[module]
+    fuse_all(family, source.fused)
+    _merge(family, source)
+    _FUSED[family.backbone] = (*fused_in(family), FusedAdapter(str(source.file.resolve()), source.sha256, alpha))
+    return fused_in(family)
 
 
 def fuse_recorded(family: Family, path: Path) -> tuple[FusedAdapter, ...]:
@@ -38,18 +39,16 @@ def fuse_recorded(family: Family, path: Path) -> tuple[FusedAdapter, ...]:
     To be called before that adapter is loaded for sampling. Weights that hold the same adapters already stay as they
     are. Raises as :func:`fuse`, and CheckpointError where a recorded file is gone or has changed.
     """
-    source = read_adapter(path)
-    return fuse_all(family, source.component, source.fused)
+    return fuse_all(family, recorded_fusions(path))
 
 
-def fuse_all(family: Family, component: str, wanted: tuple[FusedAdapter, ...]) -> tuple[FusedAdapter, ...]:
-    """Bring the weights of ``component`` to hold exactly ``wanted``; raises as :func:`fuse_recorded`."""
-    module = _component(family, component)
-    present = [entry.sha256 for entry in fused_in(module)]
+def fuse_all(family: Family, wanted: tuple[FusedAdapter, ...]) -> tuple[FusedAdapter, ...]:
+    """Bring the weights of a model to hold exactly ``wanted``; raises as :func:`fuse_recorded`."""
+    present = [entry.sha256 for entry in fused_in(family)]
     if present != [entry.sha256 for entry in wanted][: len(present)]:
         raise ModelError(
-            f"{component}: its weights hold other fused adapters ({', '.join(e.path for e in fused_in(module))}) than "
-            "this adapter was trained on; load the model afresh"
+            f"the weights hold other fused adapters ({', '.join(entry.path for entry in fused_in(family))}) than this "
+            "adapter was trained on; load the model afresh"
         )
     for entry in wanted[len(present) :]:
         if not Path(entry.path).is_file():
@@ -60,50 +59,49 @@ def fuse_all(family: Family, component: str, wanted: tuple[FusedAdapter, ...]) -
                 f"{entry.path}: SHA-256 {source.sha256[:12]}..., but the adapter was trained on top of "
                 f"{entry.sha256[:12]}...; restore that file"
             )
-        _merge(family, component, source)
-        _FUSED[module] = (*fused_in(module), entry)
-    return fused_in(module)
+        _merge(family, source)
+        _FUSED[family.backbone] = (*fused_in(family), entry)
+    return fused_in(family)
 
 
-def fused_in(module: nn.Module) -> tuple[FusedAdapter, ...]:
-    """What the weights of a component hold by :func:`fuse`."""
-    return _FUSED.get(module, ())
+def fused_in(family: Family) -> tuple[FusedAdapter, ...]:
+    """What the weights of a model hold by :func:`fuse`."""
+    return _FUSED.get(family.backbone, ())
 
 
-def _merge(family: Family, component: str, source: AdapterSource) -> None:
-    """Check all layers, then change them."""
-    module = _component(family, component)
-    if source.component != component:
-        raise CheckpointError(f"{source.file}: adapts {source.component}, not {component}; give another adapter")
-    linears = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-    for name, update in source.layers.items():
-        linear = linears.get(name)
-        if linear is None:
-            raise CheckpointError(f"{source.file}: adapts {name}, which {component} has no linear layer for")
-        shape = (update.up.shape[0], update.down.shape[1])
-        if (linear.out_features, linear.in_features) != shape:
-            raise CheckpointError(
-                f"{source.file}: {name} is {shape[0]}x{shape[1]} there and {linear.out_features}x{linear.in_features} "
-                "in the model; the adapter belongs to another model"
-            )
-        if type(linear.weight) is not nn.Parameter or not linear.weight.is_floating_point():
-            raise ModelError(f"{component}.{name}: its weight is quantised; adapters fuse into plain weights only")
-    for name, update in source.layers.items():
-        _merge_layer(linears[name], update)
-
-
-@torch.no_grad()
-def _merge_layer(linear: nn.Linear, update: LayerUpdate) -> None:
-    device = linear.weight.device
-    down, up = update.down.to(device), update.up.to(device)
-    weight = torch.addmm(linear.weight.float(), up, down, alpha=update.alpha / update.rank)
-    if update.magnitude is not None:
-        weight *= (update.magnitude.to(device) / torch.linalg.vector_norm(weight, dim=1))[:, None]
-    linear.weight.copy_(weight)
-
-
-def _component(family: Family, component: str) -> nn.Module:
+def _merge(family: Family, source: AdapterSource) -> None:
+    """Check all layers of all components, then change them."""
+    found: list[tuple[Layer, LayerUpdate]] = []
     components = family.components()
-    if component not in components:
-        raise CheckpointError(f"adapter of '{component}': the model has only {', '.join(components)} to adapt")
-    return components[component]
+    for component, updates in source.components.items():
+        if component not in components:
+            raise CheckpointError(
+                f"{source.file}: adapts {component}, the model has only {', '.join(components)}; give another adapter"
+            )
+        layers = adaptable_layers(components[component])
+        own = layer_names(updates, set(layers))
+        found += [(_fitting(source, component, own[name], layers, update), update) for name, update in updates.items()]
+    with torch.no_grad():
+        for layer, update in found:
+            layer.weight.copy_(update.merged(layer.weight))
+
+
+def _fitting(source: AdapterSource, component: str, name: str, layers: dict[str, Layer], update: LayerUpdate) -> Layer:
+    """The layer that an update is of, after checking that it can be added to it."""
+    layer = layers.get(name)
+    if layer is None:
+        raise CheckpointError(f"{source.file}: adapts {name}, which {component} has no linear layer or convolution for")
+    linear = isinstance(layer, nn.Linear)
+    own = (layer.out_features, layer.in_features) if linear else tuple(layer.weight.shape)
+    if own != update.shape:
+        raise CheckpointError(
+            f"{source.file}: {name} is {_size(update.shape)} there and {_size(own)} in the model; the adapter belongs "
+            "to another model"
+        )
+    if type(layer.weight) is not nn.Parameter or not layer.weight.is_floating_point():
+        raise ModelError(f"{component}.{name}: its weight is quantised; adapters fuse into plain weights only")
+    return layer
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape)

@@ -1,4 +1,4 @@
-"""From target names to the linear layers they mean."""
+"""From target names to the layers they mean: linear ones and two-dimensional convolutions."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,21 +10,43 @@ from torch import nn
 from flowgrain.errors import ConfigError
 
 ValueT = TypeVar("ValueT", int, float)
+Layer = nn.Linear | nn.Conv2d
+"""What an adapter can be put on."""
 
 
-def find_targets(component: nn.Module, targets: list[str], exclude: list[str] | None = None) -> dict[str, nn.Linear]:
-    """Linear layers that ``targets`` name and ``exclude`` does not, by full name, in module order.
+def is_spatial(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution larger than 1x1; a 1x1 one is a linear layer at every place."""
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+
+
+def sides(layer: Layer) -> tuple[int, int]:
+    """Rows and columns of a layer's weight as a matrix: output features, input features times kernel places."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features  # a quantised weight has another shape
+    return layer.weight.shape[0], layer.weight[0].numel()
+
+
+def adaptable_layers(component: nn.Module) -> dict[str, Layer]:
+    """All layers of a component that an adapter can be put on, by full name, in module order."""
+    return {name: module for name, module in component.named_modules() if isinstance(module, Layer)}
+
+
+def find_targets(
+    component: nn.Module, targets: list[str], exclude: list[str] | None = None, key: str = "adapter.targets"
+) -> dict[str, Layer]:
+    """Layers that ``targets`` name and ``exclude`` does not, by full name, in module order.
 
     An entry is a full name (``transformer_blocks.0.attn.to_q``), a dotted suffix of names (``attn.to_q``) or a
-    pattern of full names with ``*``. Raises ConfigError for a target that names no linear layer, with the nearest
-    name there is, and for an exclusion that takes nothing out of the targets or leaves none.
+    pattern of full names with ``*``; ``key`` is the config's name. Raises ConfigError for a target that names no
+    linear layer or convolution, with the nearest name there is, and for an exclusion that takes nothing out of the
+    targets or leaves none.
     """
-    linears = {name: module for name, module in component.named_modules() if isinstance(module, nn.Linear)}
+    layers = adaptable_layers(component)
     chosen: set[str] = set()
     for target in targets:
-        matches = {name for name in linears if _means(target, name)}
+        matches = {name for name in layers if _means(target, name)}
         if not matches:
-            raise ConfigError(f"adapter.targets: '{target}' names no linear layer; {_nearest(target, linears)}")
+            raise ConfigError(f"{key}: '{target}' names no linear layer or convolution; {_nearest(target, layers)}")
         chosen |= matches
     excluded: set[str] = set()
     for entry in exclude or []:
@@ -33,7 +55,7 @@ def find_targets(component: nn.Module, targets: list[str], exclude: list[str] | 
         raise ConfigError(
             f"adapter.exclude: takes out all {len(chosen)} layers of adapter.targets; leave some or name other targets"
         )
-    return {name: module for name, module in linears.items() if name in chosen - excluded}
+    return {name: module for name, module in layers.items() if name in chosen - excluded}
 
 
 def values_by_layer(key: str, patterns: dict[str, ValueT], layers: Iterable[str]) -> dict[str, ValueT]:
@@ -54,11 +76,11 @@ def values_by_layer(key: str, patterns: dict[str, ValueT], layers: Iterable[str]
 
 
 def also_matched(component: nn.Module, chosen: Iterable[str]) -> list[str]:
-    """Linear layers outside ``chosen`` that peft would take for targets: it reads every name as a suffix too."""
+    """Modules outside ``chosen`` that peft would take for targets: it reads every name as a suffix too."""
     names = set(chosen)
-    linears = [name for name, module in component.named_modules() if isinstance(module, nn.Linear)]
-    suffixes = {name: {name[index + 1 :] for index, char in enumerate(name) if char == "."} for name in linears}
-    return sorted(name for name in linears if name not in names and suffixes[name] & names)
+    others = [name for name, _ in component.named_modules() if name not in names]
+    suffixes = {name: {name[index + 1 :] for index, char in enumerate(name) if char == "."} for name in others}
+    return sorted(name for name in others if suffixes[name] & names)
 
 
 def _among(pattern: str, names: set[str], key: str) -> set[str]:
@@ -72,8 +94,8 @@ def _means(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}") or ("*" in target and fnmatchcase(name, target))
 
 
-def _nearest(target: str, linears: Iterable[str]) -> str:
-    patterns = sorted({_pattern(name) for name in linears})
+def _nearest(target: str, layers: Iterable[str]) -> str:
+    patterns = sorted({_pattern(name) for name in layers})
     suffixes = sorted(
         {".".join(parts[start:]) for name in patterns for parts in [name.split(".")] for start in range(len(parts))}
     )

@@ -130,7 +130,8 @@ def _storage(dataset: SliceDataset, capabilities: Capabilities, target: Path, re
         kept = len(recipe.budget.checkpoints) + 1 + bool(recipe.validation and recipe.validation.keep_best)
         expected = forecast_disk(recipe)
         checkpoint = expected.checkpoint
-        embeddings = forecast_embedding_bytes(len(dataset.captions), expected.embedding)
+        captions = dataset.captions(recipe.seed) if recipe.data.caches_text else ()
+        embeddings = forecast_embedding_bytes(len(captions), expected.embedding)
     return Storage(
         latents=forecast_bytes(dataset, capabilities),
         embeddings=embeddings,
@@ -183,13 +184,17 @@ def _plan_findings(config: TupleConfig, plan: Sequence[Update]) -> list[Finding]
 def _recipe_findings(recipe: Recipe, dataset: SliceDataset, plan: Sequence[Update]) -> list[Finding]:
     found = []
     levels = {item.level for item in dataset.slices}
-    shifted = [level for level, shift in recipe.time.granularity_shift.items() if shift]
-    if shifted and len({item.granularity for item in dataset.slices}) == 1:
+    modulated = {
+        "time.granularity_shift": any(recipe.time.granularity_shift.values()),
+        "weighting.gamma": len(set(recipe.weighting.gamma.values)) > 1,
+    }
+    if any(modulated.values()) and len({item.granularity for item in dataset.slices}) == 1:
+        keys = ", ".join(key for key, given in modulated.items() if given)
         found.append(
             Finding(
                 "warning", "one_granularity",
-                f"time.granularity_shift is set, but all slices are {', '.join(sorted(levels))}: decompose the "
-                "pictures first, or remove the shift",
+                f"{keys} differs by granularity, but all slices are {', '.join(sorted(levels))}: decompose the "
+                "pictures first, or remove it",
             )
         )  # fmt: skip
     lambdas = recipe.tuples.lambdas

@@ -34,7 +34,7 @@ def kohya(
     dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
-    """Convert a FLUX LoRA training of kohya's sd-scripts (flux_train_network.py).
+    """Convert a LoRA training of kohya's sd-scripts: FLUX, SDXL or Stable Diffusion.
 
     Example:
 

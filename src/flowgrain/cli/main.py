@@ -13,6 +13,7 @@ from flowgrain.cli.decompose import decompose
 from flowgrain.cli.demo import demo
 from flowgrain.cli.doctor import doctor
 from flowgrain.cli.evaluate import evaluate
+from flowgrain.cli.export import export, import_adapter
 from flowgrain.cli.judge import judge
 from flowgrain.cli.reconstruct import reconstruct
 from flowgrain.cli.replay import replay
@@ -42,6 +43,8 @@ app.command(name="judge")(judge)
 app.add_typer(study, name="study")
 app.command(name="report")(report)
 app.command(name="reconstruct")(reconstruct)
+app.command(name="export")(export)
+app.command(name="import")(import_adapter)
 app.command(name="demo")(demo)
 app.command(name="doctor")(doctor)
 app.add_typer(convert, name="convert")

@@ -1,6 +1,7 @@
 """``flowgrain sample``: draw pictures from a run's checkpoint or a base model, with a manifest."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -142,7 +143,7 @@ def _choose(
     name, choice = read_run(run)
     chosen = best_checkpoint(run) if best else chosen
     if dtype is not None:
-        choice = ModelChoice(choice.path, choice.family, dtype)
+        choice = replace(choice, dtype=dtype)
     return name, choice, chosen or choose_checkpoint(run, at)
 
 

@@ -53,7 +53,9 @@ def write_data(draft: Draft, folders: Sequence[Folder]) -> None:
     """Write ``data`` and, where folders have offsets, their granularities and ``time.granularity_shift``."""
     granularities = _write_offsets(draft, folders)
     names = _unique([folder.name for folder in folders])
-    simple = len(folders) == 1 and not granularities and not set(folders[0].own) - {"resolution", "buckets"}
+    simple = (
+        len(folders) == 1 and not granularities and not set(folders[0].own) - {"resolution", "buckets", "keep_tokens"}
+    )
     for index, (folder, name) in enumerate(zip(folders, names, strict=True)):
         place = "data" if simple else f"data.sources.{index}"
         draft.convert(folder.path.cited, f"{place}.path", str(folder.path.value), folder.path.difference)

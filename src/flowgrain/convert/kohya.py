@@ -1,7 +1,8 @@
-"""Recipes from kohya's sd-scripts: ``flux_train_network.py``'s options, its TOML and the data-set TOML.
+"""Recipes from kohya's sd-scripts: the options of its LoRA scripts, their TOML and the data-set TOML.
 
 Names, defaults and meanings follow sd-scripts' documentation (docs/flux_train_network.md, docs/train_network.md,
-docs/config_README-en.md, docs/timestep_sampling_offset.md). ``docs/from-kohya.md`` explains the differences.
+docs/sdxl_train_network.md, docs/config_README-en.md, docs/timestep_sampling_offset.md). ``docs/from-kohya.md`` explains
+the differences.
 """
 
 from pathlib import Path
@@ -11,14 +12,24 @@ from flowgrain.convert.draft import Draft
 from flowgrain.convert.flux_law import write_model
 from flowgrain.convert.folders import Folder, count_pictures, write_data
 from flowgrain.convert.kohya_adapter import write_adapter
-from flowgrain.convert.kohya_command import parse_command
+from flowgrain.convert.kohya_command import SCRIPTS, Architecture, parse_command
 from flowgrain.convert.kohya_dataset import read_folders
 from flowgrain.convert.kohya_tables import LAUNCH_NOT_NEEDED, NOT_NEEDED, UNSUPPORTED
 from flowgrain.convert.kohya_training import write_optimizer, write_run, write_schedule_and_budget, write_time
+from flowgrain.convert.kohya_unet import write_unet_loss, write_unet_text
+from flowgrain.convert.kohya_unet_adapter import write_text_encoders, write_unet_adapter
 from flowgrain.convert.options import Options, read_toml
 from flowgrain.errors import ConfigError
 
-_OTHER_MODULES = "networks.lora_flux is the module that can be converted; kind lora is written in its place"
+_FLUX_OPTIONS = (
+    *("ae", "clip_l", "t5xxl", "guidance_scale", "timestep_sampling", "model_prediction_type"),
+    "discrete_flow_shift",
+)
+"""Options that kohya's Stable Diffusion scripts do not have."""
+
+_SDXL_OPTIONS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "text_encoder_lr1")
+_SDXL_NAMES = ("xl", "pony", "illustrious", "noob", "animagine")
+"""In the name of a model: SDXL's derivatives. A TOML does not say which script reads it."""
 
 
 def convert_kohya(train: Path | None, dataset: Path | None, command: str | None) -> Draft:
@@ -28,11 +39,12 @@ def convert_kohya(train: Path | None, dataset: Path | None, command: str | None)
     does not train.
     """
     values, where = {}, ""
+    script: Architecture | None = None
     if (train is None) == (command is None):
         raise ConfigError("give kohya's training TOML, or its command with --from-command, one of the two")
     launch: dict[str, Any] = {}
     if command is not None:
-        launch, values = parse_command(command)
+        script, launch, values = parse_command(command)
         where = "kohya's command"
         if values.get("config_file"):
             named = Path(str(values["config_file"]))
@@ -43,20 +55,29 @@ def convert_kohya(train: Path | None, dataset: Path | None, command: str | None)
         values, where = _flat(train, read_toml(train)), str(train)
     options = Options(values, where)
     draft = Draft(where)
-    _refuse_other_models(options)
-    _write_model(options, draft)
-    write_adapter(options, draft)
-    write_optimizer(options, draft)
-    write_time(options, draft)
+    architecture = _architecture(options, script)
+    _write_model(options, draft, architecture)
+    if architecture == "flux":
+        write_adapter(options, draft)
+        write_optimizer(options, draft, "the transformer")
+        write_time(options, draft)
+    else:
+        write_unet_adapter(options, draft)
+        write_optimizer(options, draft, "the U-Net")
+        write_text_encoders(options, draft, architecture)
+        write_unet_loss(options, draft)
+        write_unet_text(options, draft, architecture)
     processes = _write_launch(launch, draft)
     folders = _folders(options, dataset, train, draft)
     write_data(draft, folders)
+    if any(draft.has(key) and draft.get(key) for key in ("data.caption_shuffle", "data.tag_dropout")):
+        draft.complete("data.cache_text", False, "captions vary: they are encoded in every update, as there")
     write_schedule_and_budget(options, draft, count_pictures(folders), processes)
-    write_run(options, draft)
+    write_run(options, draft, architecture)
     for name in ("config_file", "dataset_config"):
         if options.given(name):
             draft.not_needed(options.cite(name), "read")
-    draft.sweep(options, NOT_NEEDED, UNSUPPORTED)
+    draft.sweep(options, NOT_NEEDED[architecture], UNSUPPORTED[architecture])
     return draft
 
 
@@ -73,46 +94,54 @@ def _flat(path: Path, tables: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _refuse_other_models(options: Options) -> None:
+def _architecture(options: Options, script: Architecture | None) -> Architecture:
+    """What is trained, by the script or else by the options; raises ConfigError for what is not converted."""
     kind = options.text("model_type", "flux")
     if kind != "flux":
-        raise ConfigError(f"{options.where}: model_type: {kind} is not trained by flowgrain; flux is")
-    flux = (
-        "ae",
-        "clip_l",
-        "t5xxl",
-        "guidance_scale",
-        "timestep_sampling",
-        "model_prediction_type",
-        "discrete_flow_shift",
-    )
+        raise ConfigError(f"{options.where}: model_type: {kind} cannot be converted; flux, SDXL and SD 1 and 2 can")
     module = options.text("network_module") or ""
-    if "flux" not in module and not any(options.given(name) for name in flux):
+    known = module.startswith("lycoris") or module in ("", "networks.lora", "networks.lora_flux")
+    if not known and (module.startswith("networks.lora_") or script is None):
         raise ConfigError(
-            f"{options.where}: no option of FLUX training in it (network_module networks.lora_flux, ae, clip_l, t5xxl, "
-            "timestep_sampling): FLUX is the family that flowgrain trains"
+            f"{options.where}: network_module: {module} cannot be converted; networks.lora_flux (FLUX.1), "
+            "networks.lora and lycoris.kohya (SDXL, SD 1 and 2) can"
         )
+    if script is not None:
+        return script
+    if "flux" in module or any(options.given(name) for name in _FLUX_OPTIONS):
+        return "flux"
+    name = (options.text("pretrained_model_name_or_path") or "").lower()
+    xl = any(part in name for part in _SDXL_NAMES) or any(options.given(option) for option in _SDXL_OPTIONS)
+    return "sdxl" if xl else "sd"
 
 
-def _write_model(options: Options, draft: Draft) -> None:
+def _write_model(options: Options, draft: Draft, architecture: Architecture) -> None:
     path = options.text("pretrained_model_name_or_path")
     if path is None:
-        raise ConfigError(f"{options.where}: pretrained_model_name_or_path: the model is required")
-    write_model(draft, options.cite("pretrained_model_name_or_path"), path)
+        raise ConfigError(
+            f"{options.where}: pretrained_model_name_or_path: the model is required; is this an option file of "
+            f"{', '.join(SCRIPTS)}?"
+        )
     if options.given("model_type"):
         draft.not_needed(options.cite("model_type"), "the family is read from the model")
-    guidance = options.number("guidance_scale", 3.5)
-    draft.convert(options.cite("guidance_scale"), "model.guidance", guidance)
+    if architecture == "flux":
+        write_model(draft, options.cite("pretrained_model_name_or_path"), path)
+        draft.convert(options.cite("guidance_scale"), "model.guidance", options.number("guidance_scale", 3.5))
+        other = "float16 overflows in FLUX: bfloat16 is used"
+    else:
+        draft.convert(options.cite("pretrained_model_name_or_path"), "model.path", path)
+        other = "bfloat16 is used, which needs no scale of the loss"
     precision = options.text("mixed_precision", "no")
     cited = options.cite("mixed_precision")
     if precision == "no":
         draft.convert(cited, "precision", "fp32")
         draft.complete("model.dtype", "float32", cited.origin)
     else:
-        other = "" if precision == "bf16" else "float16 overflows in FLUX: bfloat16 is used"
-        draft.convert(cited, "precision", "bf16", other)
+        draft.convert(cited, "precision", "bf16", "" if precision == "bf16" else other)
         draft.complete("model.dtype", "bfloat16", cited.origin)
     _write_memory(options, draft)
+    if architecture == "flux":
+        _write_text_length(options, draft)
 
 
 def _write_memory(options: Options, draft: Draft) -> None:
@@ -130,7 +159,10 @@ def _write_memory(options: Options, draft: Draft) -> None:
         )
     for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"):
         if options.given(name):
-            draft.not_needed(options.cite(name), "caption embeddings are cached wherever data.cache is on")
+            draft.not_needed(options.cite(name), "caption embeddings are cached wherever that can be done")
+
+
+def _write_text_length(options: Options, draft: Draft) -> None:
     length = options.integer("t5xxl_max_token_length")
     if length is not None:
         own = 256 if "schnell" in str(draft.get("model.path")) else 512

@@ -51,7 +51,7 @@ _SHARED_DOWN = "q, k and v get a down matrix each, kohya's share one: the same r
 
 def write_adapter(options: Options, draft: Draft) -> None:
     """``adapter`` from network_module, network_dim, network_alpha, network_args and the weights to start from."""
-    extra = Options(options.pairs("network_args"), options.where, _labels(options))
+    extra = network_arguments(options)
     module = options.text("network_module", "networks.lora_flux") or ""
     cited = options.cite("network_module")
     dora = extra.given("dora_wd") and extra.flag("dora_wd")
@@ -66,6 +66,16 @@ def write_adapter(options: Options, draft: Draft) -> None:
         )
     if extra.given("dora_wd"):
         draft.same(extra.cite("dora_wd"), "adapter.kind")
+    rank = write_ranks(options, draft)
+    _write_targets(extra, draft, rank, cited)
+    draft.sweep(extra, _NOT_NEEDED, _UNSUPPORTED)
+    options.cite("network_args")
+    write_start(options, draft, _FORMAT)
+    _write_text_encoders(options, draft)
+
+
+def write_ranks(options: Options, draft: Draft) -> int:
+    """Rank, alpha and dropout of the linear layers; returns the rank."""
     rank = options.integer("network_dim", 4) or 4
     draft.convert(options.cite("network_dim"), "adapter.rank", rank)
     alpha = options.number("network_alpha", 1.0)
@@ -73,11 +83,13 @@ def write_adapter(options: Options, draft: Draft) -> None:
     if options.active("network_dropout"):
         note = "drops inputs of the update; kohya drops what comes out of the down matrix"
         draft.convert(options.cite("network_dropout"), "adapter.dropout", options.number("network_dropout"), note)
-    _write_targets(extra, draft, rank, cited)
-    draft.sweep(extra, _NOT_NEEDED, _UNSUPPORTED)
-    options.cite("network_args")
-    _write_start(options, draft)
-    _write_text_encoders(options, draft)
+    return rank
+
+
+def network_arguments(options: Options) -> Options:
+    """The pairs of network_args as options of their own."""
+    pairs = options.pairs("network_args")
+    return Options(pairs, options.where, {name: f"network_args {name}" for name in pairs})
 
 
 def _write_targets(extra: Options, draft: Draft, rank: int, module: Cited) -> None:
@@ -141,17 +153,17 @@ def _indices(extra: Options, name: str, count: int) -> set[int]:
     return found
 
 
-def _write_start(options: Options, draft: Draft) -> None:
-    """network_weights is trained further, base_weights joins the model."""
+def write_start(options: Options, draft: Draft, note: str) -> None:
+    """network_weights is trained further, base_weights joins the model; ``note`` says what file is read."""
     base = options.texts("base_weights")
     scales = options.texts("base_weights_multiplier")
     if options.active("network_weights"):
         cited = options.cite("network_weights")
-        draft.convert(cited, "adapter.init_from.path", options.text("network_weights"), _FORMAT)
+        draft.convert(cited, "adapter.init_from.path", options.text("network_weights"), note)
         draft.complete("adapter.init_from.mode", "continue", cited.origin)
     elif len(base) == 1 and scales in ([], ["1"], ["1.0"]):
         cited = options.cite("base_weights")
-        draft.convert(cited, "adapter.init_from.path", base[0], _FORMAT)
+        draft.convert(cited, "adapter.init_from.path", base[0], note)
         draft.complete("adapter.init_from.mode", "fuse", cited.origin)
         base = []
     if base:
@@ -176,7 +188,3 @@ def _write_text_encoders(options: Options, draft: Draft) -> None:
             draft.unsupported(options.cite(name), "text encoders are not trained")
         elif options.given(name):
             draft.not_needed(options.cite(name), "text encoders are not trained")
-
-
-def _labels(options: Options) -> dict[str, str]:
-    return {name: f"network_args {name}" for name in options.pairs("network_args")}

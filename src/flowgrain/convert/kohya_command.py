@@ -2,11 +2,20 @@
 
 import re
 import shlex
-from typing import Any
+from typing import Any, Literal
 
 from flowgrain.errors import ConfigError
 
-FLUX_SCRIPT = "flux_train_network.py"
+Architecture = Literal["flux", "sdxl", "sd"]
+"""FLUX.1, SDXL and its derivatives, Stable Diffusion 1 and 2."""
+
+SCRIPTS: dict[str, Architecture] = {
+    "flux_train_network.py": "flux",
+    "sdxl_train_network.py": "sdxl",
+    "train_network.py": "sd",
+}
+"""The scripts whose options can be converted."""
+
 _SCRIPT = re.compile(r"(^|[/\\])\w*train\w*\.py$")
 _LISTS = (
     "network_args",
@@ -19,22 +28,19 @@ _LISTS = (
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:\\|\.\\")
 
 
-def parse_command(command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(options of accelerate launch, options of the script) by name, values as text, flags as True.
+def parse_command(command: str) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+    """(what is trained, options of accelerate launch, options of the script), values as text, flags as True.
 
-    Raises :class:`ConfigError` for text that is no command of :data:`FLUX_SCRIPT`.
+    Raises :class:`ConfigError` for text that is no command of one of :data:`SCRIPTS`.
     """
     tokens = _split(command)
     places = [index for index, token in enumerate(tokens) if _SCRIPT.search(token)]
     if not places:
-        raise ConfigError(f"the command names no training script; it should contain {FLUX_SCRIPT} and its options")
+        raise ConfigError(f"the command names no training script; it should contain one of {', '.join(SCRIPTS)}")
     script = re.split(r"[/\\]", tokens[places[0]])[-1]
-    if script != FLUX_SCRIPT:
-        raise ConfigError(
-            f"the command runs {script}; {FLUX_SCRIPT} (FLUX.1 LoRA) is the one that can be converted, "
-            "because FLUX is the family that flowgrain trains"
-        )
-    return _options(tokens[: places[0]]), _options(tokens[places[0] + 1 :])
+    if script not in SCRIPTS:
+        raise ConfigError(f"the command runs {script}; those that can be converted are {', '.join(SCRIPTS)}")
+    return SCRIPTS[script], _options(tokens[: places[0]]), _options(tokens[places[0] + 1 :])
 
 
 def _split(command: str) -> list[str]:

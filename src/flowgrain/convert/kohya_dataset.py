@@ -6,7 +6,7 @@ from typing import Any
 
 from flowgrain.convert.draft import Draft
 from flowgrain.convert.folders import Folder, Given
-from flowgrain.convert.kohya_tables import NOT_NEEDED, UNSUPPORTED
+from flowgrain.convert.kohya_tables import SHARED_NOT_NEEDED, SHARED_UNSUPPORTED
 from flowgrain.convert.options import Options, read_toml
 from flowgrain.data.buckets import bucket_list
 from flowgrain.errors import ConfigError
@@ -43,7 +43,8 @@ def read_folders(options: Options, dataset: Path | None, draft: Draft) -> list[F
 
     Raises :class:`ConfigError` where there is no folder, or a data-set TOML cannot be understood.
     """
-    inherited = {name: options.raw(_COMMAND_NAMES.get(name, name)) for name in _INHERITED if _has(options, name)}
+    asked = {name: options.raw(_COMMAND_NAMES.get(name, name)) for name in _INHERITED}
+    inherited = {name: value for name, value in asked.items() if value is not None}
     labels = {name: _COMMAND_NAMES.get(name, name) for name in inherited}
     if options.given("caption_extention") and "caption_extension" not in inherited:
         inherited["caption_extension"], labels["caption_extension"] = (
@@ -56,16 +57,13 @@ def read_folders(options: Options, dataset: Path | None, draft: Draft) -> list[F
         else _of_toml(dataset, inherited, labels, draft)
     )
     folders = [_folder(options, subset, draft) for subset in subsets]
+    _settle_variation(folders, draft)
     _write_batch(options, subsets, draft)
     _write_cache(options, draft)
     _write_holdout(subsets, draft)
     for subset in subsets:
-        draft.sweep(subset, NOT_NEEDED, UNSUPPORTED)
+        draft.sweep(subset, SHARED_NOT_NEEDED, SHARED_UNSUPPORTED)
     return folders
-
-
-def _has(options: Options, name: str) -> bool:
-    return options.given(_COMMAND_NAMES.get(name, name))
 
 
 def _of_directories(options: Options, inherited: dict[str, Any], labels: dict[str, str], draft: Draft) -> list[Options]:
@@ -164,9 +162,28 @@ def _captions(subset: Options, folder: Folder, draft: Draft, regularisation: boo
         folder.shared["caption_extension"] = Given(extension, cited)
     else:
         draft.unsupported(cited, "captions are read from .txt and .caption: rename the files")
-    rate = subset.number("caption_dropout_rate", 0.0)
-    if subset.given("caption_dropout_rate"):
-        folder.shared["caption_dropout"] = Given(rate, subset.cite("caption_dropout_rate"))
+    for name, key in (("caption_dropout_rate", "caption_dropout"), ("caption_tag_dropout_rate", "tag_dropout")):
+        if subset.given(name):
+            folder.shared[key] = Given(subset.number(name), subset.cite(name))
+    if subset.given("shuffle_caption"):
+        folder.shared["caption_shuffle"] = Given(subset.flag("shuffle_caption"), subset.cite("shuffle_caption"))
+    if subset.given("caption_separator"):
+        folder.shared["caption_separator"] = Given(subset.text("caption_separator"), subset.cite("caption_separator"))
+    if subset.given("keep_tokens"):
+        folder.own["keep_tokens"] = Given(subset.integer("keep_tokens"), subset.cite("keep_tokens"))
+
+
+def _settle_variation(folders: list[Folder], draft: Draft) -> None:
+    """keep_tokens and caption_separator are read where captions vary, in all folders alike."""
+    varied = any(
+        all(key in folder.shared and folder.shared[key].value for folder in folders)
+        and len({folder.shared[key].value for folder in folders}) == 1
+        for key in ("caption_shuffle", "tag_dropout")
+    )
+    for folder in folders:
+        for settings, key in ((folder.own, "keep_tokens"), (folder.shared, "caption_separator")):
+            if key in settings and not varied:
+                draft.not_needed(settings.pop(key).cited, "read with shuffle_caption or tag dropout alone")
 
 
 def _shapes(subset: Options, folder: Folder, draft: Draft) -> None:

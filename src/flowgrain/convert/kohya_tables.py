@@ -1,5 +1,7 @@
 """kohya's options that need no counterpart here, and those that have none, with what to do instead."""
 
+from flowgrain.convert.kohya_command import Architecture
+
 _ENCODERS = "part of the model folder or hub id"
 _ATTENTION = "torch's scaled dot-product attention is always used"
 _LOADER = "pictures are read ahead by themselves"
@@ -10,26 +12,15 @@ _METADATA = "the saved adapter's header says what it is by itself"
 _SHOWN = "TensorBoard files and metrics.jsonl are always written, in the run folder"
 _CONSOLE = "a matter of kohya's console"
 _ACCELERATE = "start flowgrain itself with accelerate launch: it reads the number of processes there"
-_SDXL = "not read for FLUX"
 
-NOT_NEEDED: dict[str, str] = {
-    **dict.fromkeys(("clip_l", "t5xxl", "ae", "vae", "tokenizer_cache_dir"), _ENCODERS),
+SHARED_NOT_NEEDED: dict[str, str] = {
+    "tokenizer_cache_dir": _ENCODERS,
     **dict.fromkeys(("sdpa", "xformers", "mem_eff_attn"), _ATTENTION),
     **dict.fromkeys(("max_data_loader_n_workers", "persistent_data_loader_workers"), _LOADER),
     **dict.fromkeys(
         ("vae_batch_size", "text_encoder_batch_size"), "pictures and captions are encoded one by one: same bits"
     ),
     **dict.fromkeys(("lowram", "highvram", "disable_mmap_load_safetensors"), "weights are loaded memory-mapped"),
-    **dict.fromkeys(
-        ("min_snr_gamma", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss", "debiased_estimation_loss"),
-        _FLUX_IGNORES,
-    ),
-    **dict.fromkeys(
-        ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "zero_terminal_snr", "clip_skip"),
-        _FLUX_IGNORES,
-    ),
-    **dict.fromkeys(("multires_noise_iterations", "multires_noise_discount", "max_token_length"), _FLUX_IGNORES),
-    **dict.fromkeys(("v2", "v_parameterization"), _SDXL),
     **dict.fromkeys(("save_state", "save_state_on_train_end", "resume"), _RESUME),
     **dict.fromkeys(("initial_epoch", "initial_step", "skip_until_initial_step"), _RESUME),
     **dict.fromkeys(("save_last_n_steps_state", "save_last_n_epochs_state"), _RESUME),
@@ -46,13 +37,9 @@ NOT_NEEDED: dict[str, str] = {
     "huber_c": "read with a Huber loss alone",
     "huber_scale": "read with a Huber loss alone",
     "save_precision": "the adapter is saved in float32, as it is trained",
-    "sample_sampler": "previews use the model's own flow-matching scheduler, as kohya's FLUX trainer does",
-    "mode_scale": "read with weighting_scheme mode alone",
     "dim_from_weights": "adapter.init_from checks that the ranks agree; set adapter.rank to the file's",
     "validation_seed": "the held-out pictures are chosen by seed",
     "max_validation_steps": "every held-out picture is measured; validation.max_roots measures fewer",
-    "show_timesteps": "docs/from-kohya.md has the numbers of the law",
-    "show_timesteps_offset": "docs/from-kohya.md has the numbers of the law",
     "dataset_repeats": "read for metadata data sets alone",
 }
 
@@ -60,7 +47,7 @@ _CAPTIONS = "captions are used as they are: write the variants into the caption 
 _CROPS = "cut crops once with 'flowgrain decompose' and train on them, or do without"
 _UNDER_MEMORY = "use memory.quantize, memory.gradient_checkpointing and memory.offload_encoders to save memory"
 
-UNSUPPORTED: dict[str, str] = {
+SHARED_UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(("full_fp16", "full_bf16"), "the adapter's parameters stay float32: it is small"),
     **dict.fromkeys(
         ("blocks_to_swap", "split_mode", "cpu_offload_checkpointing", "fused_backward_pass"), _UNDER_MEMORY
@@ -68,14 +55,9 @@ UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(
         ("fp8_base_unet", "fp8_scaled"), "memory.quantize fp8 with memory.gradient_checkpointing is the nearest"
     ),
-    **dict.fromkeys(
-        ("shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator", "enable_wildcard"), _CAPTIONS
-    ),
-    **dict.fromkeys(("caption_tag_dropout_rate", "token_warmup_step", "caption_dropout_every_n_epochs"), _CAPTIONS),
+    **dict.fromkeys(("keep_tokens_separator", "secondary_separator", "enable_wildcard"), _CAPTIONS),
+    **dict.fromkeys(("token_warmup_step", "token_warmup_min", "caption_dropout_every_n_epochs"), _CAPTIONS),
     **dict.fromkeys(("random_crop", "face_crop_aug_range"), _CROPS),
-    **dict.fromkeys(
-        ("min_timestep", "max_timestep"), "the law of t has no limits: shift it with time.mean, narrow it with time.std"
-    ),
     **dict.fromkeys(
         ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token"), _UPLOAD
     ),
@@ -89,7 +71,6 @@ UNSUPPORTED: dict[str, str] = {
     ),
     "color_aug": "no colour augmentation: it changes what is learnt of colour",
     "scale_weight_norms": "weights are not rescaled: lower optimizer.lr or raise optimizer.weight_decay",
-    "apply_t5_attn_mask": "T5 tokens are not masked, as in FLUX's own pipeline",
     "skip_image_resolution": "no picture is left out by its size: move the small ones away",
     "interpolation_type": "pictures are resized with Lanczos",
     "sample_at_first": "previews start with training: 'flowgrain sample' draws with the bare model",
@@ -99,12 +80,62 @@ UNSUPPORTED: dict[str, str] = {
     "dataset_class": "own data-set classes are not read",
     "train_inpainting": "inpainting models are not trained",
     "controlnet_model_name_or_path": "adapters are not trained beside a ControlNet",
-    "network_train_text_encoder_only": "text encoders are not trained",
+    "network_train_text_encoder_only": "the backbone trains, always",
     "save_n_epoch_ratio": "set budget.checkpoints",
     "deepspeed": "start with accelerate launch and its DeepSpeed configuration",
     "network_multiplier": "the adapter is trained at strength 1",
-    "caption_separator": "captions are not split",
-    "token_warmup_min": "captions are not split",
+}
+
+_UNET_NOT_NEEDED = {
+    "no_half_vae": "bfloat16 does not overflow",
+}
+_UNET_UNSUPPORTED = {
+    **dict.fromkeys(
+        ("scale_v_pred_loss_like_noise_pred", "v_pred_like_loss"), "choose a weighting by SNR: weighting.kind min_snr"
+    ),
+    **dict.fromkeys(("multires_noise_iterations", "multires_noise_discount"), "offset noise is there: noise.offset"),
+    **dict.fromkeys(
+        ("min_timestep", "max_timestep"), "all steps are trained; time.kind logit_normal favours some of them"
+    ),
+    "noise_offset_random_strength": "the strength is noise.offset for every picture",
+    "weighted_captions": "parentheses are read as text, not as weights",
+    "vae": "put it into the model's folder (diffusers layout)",
+    "sample_sampler": "previews are drawn with the model's own scheduler",
+}
+
+NOT_NEEDED: dict[Architecture, dict[str, str]] = {
+    "flux": {
+        **SHARED_NOT_NEEDED,
+        **dict.fromkeys(("clip_l", "t5xxl", "ae", "vae"), _ENCODERS),
+        **dict.fromkeys(
+            ("min_snr_gamma", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss", "debiased_estimation_loss"),
+            _FLUX_IGNORES,
+        ),
+        **dict.fromkeys(
+            ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "zero_terminal_snr", "clip_skip"),
+            _FLUX_IGNORES,
+        ),
+        **dict.fromkeys(("multires_noise_iterations", "multires_noise_discount", "max_token_length"), _FLUX_IGNORES),
+        **dict.fromkeys(("v2", "v_parameterization"), "not read for FLUX"),
+        **dict.fromkeys(("show_timesteps", "show_timesteps_offset"), "docs/from-kohya.md has the numbers of the law"),
+        "sample_sampler": "previews use the model's own flow-matching scheduler, as kohya's FLUX trainer does",
+        "mode_scale": "read with weighting_scheme mode alone",
+    },
+    "sdxl": {**SHARED_NOT_NEEDED, **_UNET_NOT_NEEDED},
+    "sd": {**SHARED_NOT_NEEDED, **_UNET_NOT_NEEDED},
+}
+
+UNSUPPORTED: dict[Architecture, dict[str, str]] = {
+    "flux": {
+        **SHARED_UNSUPPORTED,
+        **dict.fromkeys(
+            ("min_timestep", "max_timestep"),
+            "the law of t has no limits: shift it with time.mean, narrow it with time.std",
+        ),
+        "apply_t5_attn_mask": "T5 tokens are not masked, as in FLUX's own pipeline",
+    },
+    "sdxl": {**SHARED_UNSUPPORTED, **_UNET_UNSUPPORTED},
+    "sd": {**SHARED_UNSUPPORTED, **_UNET_UNSUPPORTED},
 }
 
 LAUNCH_NOT_NEEDED = "an option of accelerate launch: " + _ACCELERATE

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flowgrain.convert import flux_law
 from flowgrain.convert.draft import Draft
+from flowgrain.convert.kohya_command import Architecture
 from flowgrain.convert.options import Options
 from flowgrain.convert.prompts import write_previews
 from flowgrain.convert.schedule import checkpoint_multiples, write_schedule
@@ -26,8 +27,8 @@ _SHIFTED = ("sigmoid", "shift", "flux_shift")
 """Timestep samplings that read ``timestep_sampling.offset``."""
 
 
-def write_optimizer(options: Options, draft: Draft) -> None:
-    """``optimizer`` and ``clip``."""
+def write_optimizer(options: Options, draft: Draft, backbone: str) -> None:
+    """``optimizer`` and ``clip``; ``backbone`` is what unet_lr is the rate of."""
     name = (options.text("optimizer_type", "") or "").lower()
     source = "optimizer_type"
     for flag, meant in (("use_8bit_adam", "adamw8bit"), ("use_lion_optimizer", "lion")):
@@ -46,7 +47,7 @@ def write_optimizer(options: Options, draft: Draft) -> None:
     rate = "unet_lr" if options.active("unet_lr") else "learning_rate"
     draft.convert(options.cite(rate), "optimizer.lr", options.number(rate, 2e-6))
     if rate == "unet_lr" and options.given("learning_rate"):
-        draft.not_needed(options.cite("learning_rate"), "unet_lr decides for the transformer")
+        draft.not_needed(options.cite("learning_rate"), f"unet_lr decides for {backbone}")
     elif options.given("unet_lr"):
         draft.not_needed(options.cite("unet_lr"), "learning_rate decides")
     _write_optimizer_args(options, draft, ours)
@@ -113,6 +114,7 @@ def write_time(options: Options, draft: Draft) -> None:
         if kind != "sigma" and options.given(name):
             draft.not_needed(options.cite(name), f"not read with timestep_sampling {kind}")
     _write_prediction(options, draft)
+    write_loss(options, draft)
 
 
 def _write_sigma(options: Options, draft: Draft, shift: float | int) -> None:
@@ -156,6 +158,10 @@ def _write_prediction(options: Options, draft: Draft) -> None:
         draft.not_needed(cited, "the model's output is the velocity, always")
     else:
         draft.unsupported(cited, "the model's output is taken as the velocity (raw), as kohya's guide recommends")
+
+
+def write_loss(options: Options, draft: Draft) -> None:
+    """The squared error is the loss there is."""
     loss = options.text("loss_type", "l2")
     if options.given("loss_type") and loss == "l2":
         draft.not_needed(options.cite("loss_type"), "squared error, always")
@@ -214,7 +220,7 @@ def _write_checkpoints(options: Options, draft: Draft, total: int, epochs: int |
     )
 
 
-def write_run(options: Options, draft: Draft) -> None:
+def write_run(options: Options, draft: Draft, architecture: Architecture) -> None:
     """Name, output folder, seed, previews, logging."""
     name = options.text("output_name", "kohya") or "kohya"
     draft.convert(options.cite("output_name"), "name", name)
@@ -229,7 +235,7 @@ def write_run(options: Options, draft: Draft) -> None:
     seed = options.integer("seed", 0)
     draft.convert(options.cite("seed"), "seed", seed, "" if options.given("seed") else "kohya draws a seed at random")
     _write_logging(options, draft)
-    write_previews(options, draft)
+    write_previews(options, draft, architecture == "flux")
     if options.active("validate_every_n_steps") and draft.has("data.holdout"):
         draft.convert(
             options.cite("validate_every_n_steps"), "validation.every", options.integer("validate_every_n_steps")

@@ -10,11 +10,15 @@ from flowgrain.convert.options import Cited, Options, read_json, read_toml
 from flowgrain.errors import ConfigError
 
 _SWITCH = re.compile(r"\s--([a-z]+)(?:\s+|$)")
-_NUMBERS = {"d": "seed", "s": "steps", "w": "width", "h": "height", "g": "guidance"}
-_TABLE = {"seed": "seed", "sample_steps": "steps", "width": "width", "height": "height", "guidance_scale": "guidance"}
+_NUMBERS = {"d": "seed", "s": "steps", "w": "width", "h": "height", "g": "guidance", "l": "scale"}
+_TABLE = {
+    "seed": "seed", "sample_steps": "steps", "width": "width", "height": "height", "guidance_scale": "guidance",
+    "scale": "scale",
+}  # fmt: skip
 _WHOLE = ("seed", "steps", "width", "height")
-_DEFAULTS = {"steps": 20, "width": 512, "height": 512, "guidance": 3.5}
-"""What kohya's FLUX trainer draws with where the file says nothing."""
+_FLUX_DEFAULTS = {"steps": 20, "width": 512, "height": 512, "guidance": 3.5}
+_DEFAULTS = {"steps": 30, "width": 512, "height": 512, "scale": 7.5}
+"""What kohya's trainers draw with where the file says nothing; ``scale`` is that of classifier-free guidance."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Prompt:
     text: str
     settings: dict[str, float]
     negative: bool
-    """Whether a negative prompt or a scale of classifier-free guidance goes with it."""
+    """Whether a negative prompt goes with it."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -44,8 +48,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [_of_line(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def write_previews(options: Options, draft: Draft) -> None:
-    """``previews`` from sample_prompts and sample_every_n_steps."""
+def write_previews(options: Options, draft: Draft, flux: bool) -> None:
+    """``previews`` from sample_prompts and sample_every_n_steps; ``flux``: guidance is an input of the model."""
     if not options.active("sample_prompts"):
         for name in ("sample_every_n_steps", "sample_every_n_epochs", "sample_prompts"):
             if options.given(name):
@@ -59,7 +63,7 @@ def write_previews(options: Options, draft: Draft) -> None:
         draft.unsupported(cited, f"{error}: write the prompts into previews.prompts by hand")
         prompts = []
     if prompts:
-        _write_prompts(draft, cited, prompts)
+        _write_prompts(draft, cited, prompts, flux)
     every = options.integer("sample_every_n_steps")
     if every and every > 0 and prompts and not options.active("sample_every_n_epochs"):
         draft.convert(options.cite("sample_every_n_steps"), "previews.every", every)
@@ -71,18 +75,18 @@ def write_previews(options: Options, draft: Draft) -> None:
         )
 
 
-def _write_prompts(draft: Draft, cited: Cited, prompts: list[Prompt]) -> None:
-    drop = (
-        "negative prompts and classifier-free guidance have no effect on FLUX.1-dev"
-        if any(p.negative for p in prompts)
-        else ""
-    )
+def _write_prompts(draft: Draft, cited: Cited, prompts: list[Prompt], flux: bool) -> None:
+    drop = ""
+    if flux and any(p.negative or "scale" in p.settings for p in prompts):
+        drop = "negative prompts and classifier-free guidance have no effect on FLUX.1-dev"
+    elif any(p.negative for p in prompts):
+        drop = "without negative prompts"
     draft.convert(cited, "previews.prompts", [prompt.text for prompt in prompts], drop)
     seeds = [int(prompt.settings["seed"]) for prompt in prompts if "seed" in prompt.settings]
     if seeds:
         note = f"{cited.option}: one list of seeds for all prompts" if len(set(seeds)) > 1 else cited.option
         draft.complete("previews.seeds", sorted(set(seeds)), note)
-    for key, default in _DEFAULTS.items():
+    for key, default in (_FLUX_DEFAULTS if flux else _DEFAULTS).items():
         values = {prompt.settings[key] if key in prompt.settings else default for prompt in prompts}
         value = max(values)
         note = (
@@ -90,7 +94,8 @@ def _write_prompts(draft: Draft, cited: Cited, prompts: list[Prompt]) -> None:
             if len(values) == 1
             else f"{cited.option}: the largest of {sorted(values)}, one for all prompts"
         )
-        draft.complete(f"previews.sampler.{key}", int(value) if key in _WHOLE else value, note)
+        target = "guidance" if key == "scale" else key
+        draft.complete(f"previews.sampler.{target}", int(value) if key in _WHOLE else value, note)
 
 
 def _of_line(line: str) -> Prompt:
@@ -100,7 +105,7 @@ def _of_line(line: str) -> Prompt:
     for name, value in zip(parts[1::2], parts[2::2], strict=True):
         if name in _NUMBERS:
             settings |= _number(_NUMBERS[name], value.strip())
-        negative |= name in ("n", "l")
+        negative |= name == "n"
     return Prompt(parts[0].strip(), settings, negative)
 
 
@@ -109,9 +114,7 @@ def _of_table(item: dict[str, Any]) -> Prompt:
     for name, key in _TABLE.items():
         if item.get(name) is not None:
             settings |= _number(key, str(item[name]))
-    return Prompt(
-        " ".join(str(item["prompt"]).split()), settings, bool(item.get("negative_prompt") or item.get("scale"))
-    )
+    return Prompt(" ".join(str(item["prompt"]).split()), settings, bool(item.get("negative_prompt")))
 
 
 def _number(key: str, text: str) -> dict[str, float]:

@@ -66,6 +66,7 @@ def _read(path: Path, number: int, item: dict[str, Any], options: Options, draft
             backend.cite(key)
     _repeats(backend, folder, draft)
     _captions(backend, folder, options, draft)
+    _shuffle(backend, folder, draft)
     _shapes(backend, folder, options, draft)
     _offset(backend, folder, options, draft)
     draft.sweep(backend, BACKEND_NOT_NEEDED, BACKEND_UNSUPPORTED)
@@ -135,6 +136,29 @@ def _captions(backend: Options, folder: Folder, options: Options, draft: Draft) 
                 draft.same(backend.cite(name), "data.caption")
             else:
                 draft.not_needed(backend.cite(name), "not used there either")
+
+
+def _shuffle(backend: Options, folder: Folder, draft: Draft) -> None:
+    """caption_shuffle: so many shuffled forms of each caption, kept."""
+    if not backend.given("caption_shuffle"):
+        return
+    given, cited = backend.raw("caption_shuffle"), backend.cite("caption_shuffle")
+    if not isinstance(given, dict):
+        raise ConfigError(f'{backend.where}: caption_shuffle: expected an object such as {{"enable": true}}')
+    inner = Options(given, backend.where, {name: f"{cited.option}.{name}" for name in given})
+    if not inner.flag("enable"):
+        draft.not_needed(cited, "switched off there")
+        return
+    if inner.text("split_on", "comma") != "comma":
+        draft.unsupported(cited, "tags are what stands between commas: rewrite the captions")
+        return
+    forms = inner.integer("count", 1) or 1
+    note = "all forms are shuffled; the original is none of them"
+    folder.shared["caption_shuffle"] = Given(True, cited, note if inner.flag("include_original") else "")
+    folder.shared["caption_variants"] = Given(forms + inner.flag("include_original"), inner.cite("count"))
+    if inner.integer("position_start", 0):
+        folder.own["keep_tokens"] = Given(inner.integer("position_start"), inner.cite("position_start"))
+    draft.sweep(inner, {"seed": "drawn from the run's seed"}, {})
 
 
 def _shapes(backend: Options, folder: Folder, options: Options, draft: Draft) -> None:

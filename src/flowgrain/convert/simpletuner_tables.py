@@ -92,13 +92,14 @@ NOT_NEEDED: dict[str, str] = {
     "ignore_final_epochs": "the budget alone ends a run",
 }
 
-_NOISE = "noise is Gaussian and inputs are not perturbed: do without"
+_NOISE = "inputs are not perturbed: do without"
 _WEIGHT = "the loss of flow matching is not weighted by t: do without"
 _MEMORY = "use memory.quantize, memory.gradient_checkpointing and memory.offload_encoders to save memory"
 _TEXT = "text encoders are not trained"
 
 UNSUPPORTED: dict[str, str] = {
-    **dict.fromkeys(("offset_noise", "input_perturbation", "input_perturbation_steps"), _NOISE),
+    **dict.fromkeys(("input_perturbation", "input_perturbation_steps"), _NOISE),
+    "offset_noise": "set noise.offset: every picture gets it, there a share of them (noise_offset_probability)",
     **dict.fromkeys(("snr_gamma", "use_soft_min_snr", "timestep_bias_strategy"), _WEIGHT),
     **dict.fromkeys(
         ("timestep_bias_begin", "timestep_bias_end", "timestep_bias_multiplier", "timestep_bias_portion"), _WEIGHT
@@ -198,6 +199,5 @@ BACKEND_UNSUPPORTED: dict[str, str] = {
         "write the captions into .txt files",
     ),
     "max_num_samples": "data.max_roots limits the pictures of all folders together",
-    "caption_shuffle": "captions are used as they are: write the variants into the caption files",
     "crop_aspect_buckets": "write the shapes into the source's buckets",
 }

@@ -114,6 +114,21 @@ def shrink_crop(width: int, height: int, resolution: int | tuple[int, int], step
     return bucket, CoverCrop(resize, (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2)
 
 
+def fitted_margins(width: int, height: int, bucket: Bucket) -> tuple[int, int, int]:
+    """(left, top, right) margins in pixels of a picture fitted inside ``bucket`` undistorted and centred.
+
+    What kohya's trainer tells SDXL of whole pictures, "according to the preprocessing of Stability AI"
+    (get_crop_ltrb): never negative, 0 and 0 for a picture of the bucket's aspect.
+    """
+    across, down = bucket
+    if across * height > width * down:  # the bucket is wider: the height decides
+        fitted = (down * width / height, float(down))
+    else:
+        fitted = (float(across), across * height / width)
+    left, top = int((across - fitted[0]) // 2), int((down - fitted[1]) // 2)
+    return left, top, round(across - fitted[0] - left)
+
+
 def _shrunk(width: int, height: int, area: int, step: int) -> tuple[int, int]:
     """Size of about ``area`` pixels and the picture's aspect, one side a multiple of ``step``."""
     aspect = width / height

@@ -16,6 +16,7 @@ from string import Formatter
 from typing import Literal
 
 from flowgrain.errors import DataError
+from flowgrain.rng import numpy_generator
 
 CaptionSource = Literal["sidecar", "template", "root", "none"]
 CaptionExtension = Literal[".txt", ".caption"]
@@ -29,6 +30,16 @@ class SliceCaption:
 
     text: str
     source: CaptionSource
+
+
+@dataclass(frozen=True)
+class TagVariation:
+    """What is drawn anew of a caption that is a list of tags."""
+
+    shuffle: bool
+    dropout: float
+    """Probability in [0, 1) that a tag is left out."""
+    separator: str = ","
 
 
 class CaptionConflict(DataError):
@@ -70,6 +81,22 @@ def with_trigger(caption: str, trigger: str) -> str:
     if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+def vary_tags(caption: str, variation: TagVariation, keep: int, *identity: int | str) -> str:
+    """The caption with tags left out and in another order, drawn from ``identity`` alone; tags are joined by ', '.
+
+    The first ``keep`` tags stay in front and are never left out: kohya's keep_tokens, shuffle_caption and
+    caption_tag_dropout_rate. Empty tags (two separators in a row) are no tags.
+    """
+    tags = [tag for part in caption.split(variation.separator) if (tag := part.strip())]
+    draws = numpy_generator(*identity)
+    kept, rest = tags[:keep], tags[keep:]
+    if variation.dropout:
+        rest = [tag for tag, u in zip(rest, draws.random(len(rest)), strict=True) if u >= variation.dropout]
+    if variation.shuffle:
+        rest = [rest[index] for index in draws.permutation(len(rest))]
+    return ", ".join(kept + rest)
 
 
 def read_slice_caption(image_path: Path, names: Sequence[str]) -> str | None:

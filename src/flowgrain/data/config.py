@@ -7,11 +7,22 @@ from pydantic import Field, model_validator
 
 from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket
-from flowgrain.data.captions import CaptionExtension
+from flowgrain.data.captions import CaptionExtension, TagVariation
 from flowgrain.data.images import WHITE
 from flowgrain.granularity import Granularity
 
 DEFAULT_RESOLUTION = 1024
+DRAWN_ANEW = (
+    "flip",
+    "flip_scope",
+    "caption_dropout",
+    "caption_shuffle",
+    "caption_separator",
+    "tag_dropout",
+    "caption_variants",
+)
+"""Keys of ``data`` that decide what is drawn of a slice each epoch; a data set's fingerprint knows the rest."""
+
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -31,6 +42,7 @@ class SourceConfig(Config):
     caption_prefix: str = Field(default="", description="put before every caption")
     caption_suffix: str = Field(default="", description="put after every caption")
     trigger: str | None = Field(default=None, min_length=1, description="word put before captions that lack it")
+    keep_tokens: int | None = Field(default=None, ge=0, description="as data.keep_tokens, for this folder")
     levels: tuple[str, ...] | None = Field(default=None, min_length=1, description="names of the levels to keep")
     granularity: Granularity | None = Field(
         default=None, description="what its pictures count as (plain folder; macro): close-ups are micro"
@@ -92,12 +104,28 @@ class DataConfig(Config):
         default=None, description="read captions from '.txt' or from '.caption' alone; null: from either (plain folder)"
     )
     caption_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a caption is left empty")
+    caption_shuffle: bool = Field(default=False, description="put the tags of a caption in another order each epoch")
+    tag_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a tag of a caption is left out")
+    keep_tokens: int = Field(
+        default=0, ge=0, description="first tags of a caption that stay in front and are never left out"
+    )
+    caption_separator: str = Field(
+        default=",", min_length=1, description="what stands between the tags of a caption; they are joined by ', '"
+    )
     trigger: str | None = Field(default=None, min_length=1, description="word put before captions that lack it")
     holdout: float | None = Field(
         default=None, gt=0, lt=1, description="share of the source images kept for validation; null: none"
     )
     cache: bool | Path = Field(
         default=True, description="encode once: true keeps it in memory, a folder keeps it for later runs too"
+    )
+    cache_text: bool = Field(
+        default=True, description="whether data.cache holds captions too; false runs the text encoders in every update"
+    )
+    caption_variants: int | None = Field(
+        default=None,
+        ge=1,
+        description="forms to keep of each slice's caption where captions vary; another of them each epoch",
     )
     max_roots: int | None = Field(default=None, ge=1, description="use only the first roots by name, for trial runs")
 
@@ -115,6 +143,50 @@ class DataConfig(Config):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two sources are called '{twice[0]}': give each a name of its own (sources.N.name)")
         return self
+
+    @model_validator(mode="after")
+    def _captions_vary_and_are_kept_together(self) -> "DataConfig":
+        # values are compared with their defaults: a run's own recipe.yaml writes all of them
+        if not self.captions_vary:
+            kept = [source.keep_tokens for source in self.sources or ()]
+            for key, given in (
+                ("keep_tokens", self.keep_tokens or any(kept)),
+                ("caption_separator", self.caption_separator != ","),
+                ("caption_variants", self.caption_variants is not None),
+            ):
+                if given:
+                    raise ValueError(
+                        f"data.{key} is not read where captions do not vary: remove it, or set data.caption_shuffle or "
+                        "data.tag_dropout"
+                    )
+        elif self.caches_text and self.caption_variants is None:
+            key = "caption_shuffle" if self.caption_shuffle else "tag_dropout"
+            raise ValueError(
+                f"data.{key} gives a caption many forms and data.cache_text keeps one: set data.caption_variants to "
+                "how many to keep, or data.cache_text to false to encode captions in every update"
+            )
+        if self.caption_variants is not None and not self.caches_text:
+            off = "cache" if self.cache is False else "cache_text"
+            raise ValueError(f"data.caption_variants is not read where data.{off} is false: remove it")
+        own = [source.keep_tokens is not None for source in self.sources or ()]
+        if self.keep_tokens and own and all(own):
+            raise ValueError("data.keep_tokens is not read where every source has its own: remove it")
+        return self
+
+    @property
+    def captions_vary(self) -> bool:
+        """Whether a caption's tags are shuffled or left out; leaving out the whole caption is not meant."""
+        return self.caption_shuffle or self.tag_dropout > 0
+
+    @property
+    def caches_text(self) -> bool:
+        """Whether prompt embeddings are computed once and kept."""
+        return self.cache is not False and self.cache_text
+
+    @property
+    def variation(self) -> TagVariation:
+        """How the tags of captions vary."""
+        return TagVariation(self.caption_shuffle, self.tag_dropout, self.caption_separator)
 
     @property
     def location(self) -> str:

@@ -1,7 +1,7 @@
 """Data sets of slices: decomposed folders (``manifest.jsonl``) and plain folders of pictures, one or several.
 
-Slices are sorted by id, flips and caption dropout are drawn from identity: nothing depends on the order in which
-files are found or asked for.
+Slices are sorted by id; flips, caption dropout and the tags of captions are drawn from identity: nothing depends on the
+order in which files are found or asked for.
 """
 
 import gc
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowgrain.data.buckets import Bucket
+from flowgrain.data.captions import vary_tags
 from flowgrain.data.config import DEFAULT_RESOLUTION, DataConfig, SourceConfig
 from flowgrain.data.folder import PLAIN_LEVEL, read_folder
 from flowgrain.data.images import open_image, to_tensor
@@ -58,12 +59,14 @@ class SliceDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that a run depends on: ids, contents, levels, captions, shapes, weights, masks."""
+        """Digest of all that a run depends on: ids, contents, levels, captions, shapes, geometry, weights, masks."""
         digest = hashlib.blake2b(digest_size=16)
         for s in self.slices:
             mask = f"{'alpha' if s.mask.from_alpha else 'grey'} {s.mask.digest}" if s.mask else ""
-            fields = (s.slice_id, s.root, s.level, str(s.granularity), s.digest, s.transform, str(s.bucket), s.caption)
-            digest.update("\x1f".join((*fields, repr(s.weight), mask)).encode() + b"\x1e")
+            geometry = f"{s.native} {s.offset} {s.offset_mirrored}"
+            names = (s.slice_id, s.root, s.level, str(s.granularity), s.digest, s.transform)
+            fields = (*names, str(s.bucket), geometry, s.caption, str(s.keep_tokens), repr(s.weight), mask)
+            digest.update("\x1f".join(fields).encode() + b"\x1e")
         return digest.hexdigest()
 
     @cached_property
@@ -82,10 +85,14 @@ class SliceDataset:
         """The mirror states that training can ask for."""
         return (False, True) if self.config.flip else (False,)
 
-    @cached_property
-    def captions(self) -> tuple[str, ...]:
-        """Every caption that training can ask for, sorted, the empty one included where captions may be dropped."""
-        return tuple(sorted({s.caption for s in self.slices} | ({""} if self.config.caption_dropout else set())))
+    def captions(self, seed: int) -> tuple[str, ...]:
+        """Every caption that training asks a cache for, sorted, the empty one included where captions may be dropped.
+
+        Where captions vary these are their kept variants, which are drawn by ``seed``.
+        """
+        variants = range(self.config.caption_variants or 1) if self.config.captions_vary else range(1)
+        found = {self._variant(s, seed, variant) for s in self.slices for variant in variants}
+        return tuple(sorted(found | ({""} if self.config.caption_dropout else set())))
 
     def pixels(self, index: int, flip: bool = False) -> Float[Tensor, "3 h w"]:
         """Pixels in [-1, 1] at the bucket's size; raises :class:`DataError` if the file changed or cannot be read."""
@@ -108,12 +115,27 @@ class SliceDataset:
         return read_mask(self.slices[index], flip)
 
     def caption(self, index: int, seed: int, epoch: int) -> str:
-        """The caption of a slice in an epoch, empty where it is dropped."""
-        chosen = self.slices[index]
-        probability = self.config.caption_dropout
-        if probability and uniform(seed, epoch, chosen.slice_id, "caption dropout") < probability:
+        """The caption of a slice in an epoch: left out as a whole, or its tags left out and shuffled.
+
+        With ``caption_variants`` it is one of so many, each in turn, beginning anywhere.
+        """
+        chosen, config = self.slices[index], self.config
+        dropout = config.caption_dropout
+        if dropout and uniform(seed, epoch, chosen.slice_id, "caption dropout") < dropout:
             return ""
-        return chosen.caption
+        if config.caption_variants is not None:
+            first = stable_seed(seed, chosen.slice_id, "caption variant")
+            return self._variant(chosen, seed, (first + epoch) % config.caption_variants)
+        if not config.captions_vary:
+            return chosen.caption
+        return vary_tags(chosen.caption, config.variation, chosen.keep_tokens, seed, epoch, chosen.slice_id, "tags")
+
+    def _variant(self, item: Slice, seed: int, variant: int) -> str:
+        """The kept form number ``variant`` of a caption."""
+        if not self.config.captions_vary:
+            return item.caption
+        identity = (seed, "caption variant", variant, item.slice_id)
+        return vary_tags(item.caption, self.config.variation, item.keep_tokens, *identity)
 
     def flipped(self, index: int, seed: int, epoch: int) -> bool:
         """Whether a slice is mirrored in an epoch."""
@@ -193,14 +215,15 @@ def _open(config: DataConfig, pixel_multiple: int) -> SliceDataset:
 def open_split(config: DataConfig, pixel_multiple: int, seed: int = 0) -> tuple[SliceDataset, SliceDataset | None]:
     """(training, held-out) parts of a data set by ``config.holdout``; the second is None where it holds nothing out.
 
-    Held-out pictures come once, as they are: without repeats, flips and caption dropout. Raises as
+    Held-out pictures come once, as they are: without repeats, flips and variation of captions. Raises as
     :func:`open_dataset` and :meth:`SliceDataset.split` do.
     """
     dataset = open_dataset(config, pixel_multiple)
     if config.holdout is None:
         return dataset, None
     train, held = dataset.split(config.holdout, seed)
-    plain = config.model_copy(update={"flip": False, "caption_dropout": 0.0})
+    varied = ("flip", "caption_dropout", "caption_shuffle", "tag_dropout", "caption_variants")
+    plain = config.model_copy(update={key: DataConfig.model_fields[key].default for key in varied})
     return train, replace(held, config=plain, slices=tuple(s for s in held.slices if s.repeat == 1))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowgrain.data.buckets import Bucket, CoverCrop, best_aspect_match, cover_crop, shrink_crop
+from flowgrain.data.buckets import Bucket, CoverCrop, best_aspect_match, cover_crop, fitted_margins, shrink_crop
 from flowgrain.data.captions import CaptionConflict, read_caption
 from flowgrain.data.file_index import FileFacts, FileIndex
 from flowgrain.data.images import decode_image, list_images, read_bytes, sha1_of_bytes
@@ -133,6 +133,7 @@ class _Reader:
         source, settings = self.source, self.source.settings
         size = (facts.width, facts.height)
         bucket, crop = self.shapes.of(size)
+        left, top, right = fitted_margins(*size, bucket)
         own = read_caption(path, source.data.caption_extension)
         level = settings.granularity or PLAIN_LEVEL
         root = f"{source.prefix}{name[: -len(path.suffix)]}-{facts.digest[:8]}"
@@ -148,13 +149,15 @@ class _Reader:
             crop=None if size == bucket else crop,
             digest=facts.digest,
             native=size,
-            offset=(crop.left, crop.top),
+            offset=(left, top),
+            offset_mirrored=right,
             image_digest=facts.digest,
             source=source.name,
             weight=settings.weight,
             regularisation=settings.regularisation,
             mask=self._mask(name, path, facts),
             background=source.data.background,
+            keep_tokens=source.keep_tokens,
         )
         return item, bool(own or settings.caption)
 

@@ -112,7 +112,9 @@ def _records(folder: Path, pixel_multiple: int) -> Iterator[tuple[int, SliceReco
 def _slice_of(source: Source, record: SliceRecord, digest: str, mask: Mask | None) -> Slice:
     x0, y0, x1, y1 = record.box
     native = (max(round(x1 - x0), 1), max(round(y1 - y0), 1))
-    offset = (round(max(record.crop[0] - x0, 0) * record.scale), round(max(record.crop[1] - y0, 0) * record.scale))
+    left, top, right = (
+        round(max(cut, 0) * record.scale) for cut in (record.crop[0] - x0, record.crop[1] - y0, x1 - record.crop[2])
+    )
     return Slice(
         slice_id=source.prefix + record.slice_id,
         root=source.prefix + record.root,
@@ -125,10 +127,12 @@ def _slice_of(source: Source, record: SliceRecord, digest: str, mask: Mask | Non
         crop=None,
         digest=digest,
         native=native,
-        offset=offset,
+        offset=(left, top),
+        offset_mirrored=right,
         image_digest=record.image_sha1,
         source=source.name,
         weight=source.settings.weight,
         regularisation=source.settings.regularisation,
         mask=mask,
+        keep_tokens=source.keep_tokens,
     )

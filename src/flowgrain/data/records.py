@@ -78,9 +78,12 @@ class Slice:
     digest: str
     """SHA-1 of the file's bytes."""
     native: tuple[int, int]
-    """(width, height) before resizing, in source pixels: SDXL's original size."""
+    """(width, height) before any resizing, in source pixels: SDXL's original size."""
     offset: tuple[int, int]
-    """(left, top) of the bucket in the resized picture: SDXL's crop corner."""
+    """(left, top) in pixels of the bucket: SDXL's crop corner. Of a slice, where framing cut its resized box; of a
+    whole picture, :func:`flowgrain.data.buckets.fitted_margins`."""
+    offset_mirrored: int
+    """``left`` of the offset when the picture is mirrored."""
     image_digest: str
     """SHA-1 of the source image's bytes: the same picture in two sources has one."""
     source: str
@@ -95,6 +98,8 @@ class Slice:
     """Where its loss counts, None: everywhere."""
     background: Colour = WHITE
     """What shows through where the picture is transparent."""
+    keep_tokens: int = 0
+    """First tags of its caption that stay in front where captions vary."""
 
     @property
     def transform(self) -> str:

@@ -52,6 +52,12 @@ class Source:
         """The trigger word; none for regularisation pictures, which must not learn it."""
         return None if self.settings.regularisation else self.settings.trigger or self.data.trigger
 
+    @property
+    def keep_tokens(self) -> int:
+        """First tags of a caption that stay in front."""
+        own = self.settings.keep_tokens
+        return self.data.keep_tokens if own is None else own
+
     def caption(self, own: str | None) -> str:
         """What a picture with the caption ``own`` is called."""
         text = own or self.settings.caption or ""

@@ -139,5 +139,7 @@ def _laws(plan: DemoPlan) -> TimeLaws:
             (width, height), _ = sizes.most_common(1)[0]
             tokens[granularity] = family.tokens(height, width)
     modulated = recipe(plan, plan.arms[-1]).time
-    shift = family.default_shift()
-    return TimeLaws(modulated.model_copy(update={"granularity_shift": {}}).law(shift), modulated.law(shift), tokens)
+    shift, kind = family.default_shift(), family.default_time_law()
+    return TimeLaws(
+        modulated.model_copy(update={"granularity_shift": {}}).law(shift, kind), modulated.law(shift, kind), tokens
+    )

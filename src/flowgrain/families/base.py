@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowgrain.errors import ModelError
 from flowgrain.flow.paths import Path
 from flowgrain.flow.time_laws import LinearShift
+from flowgrain.flow.variance_preserving import PredictionType
 
 Quantization = Literal["none", "int8", "nf4", "fp8"]
 """How the linear layers of a frozen backbone are stored: as they are, 8-bit integers, 4-bit normal floats, 8-bit
@@ -208,6 +209,14 @@ class Family(ABC):
     def default_path(self) -> Path:
         """The probability path that the model was trained on."""
 
+    def override_path(self, prediction: PredictionType | None, zero_terminal_snr: bool | None) -> None:
+        """Take another prediction type or last noise level for the model's own, in pipelines too; None leaves it.
+
+        For weights whose scheduler says otherwise than they were or are to be trained. Raises ModelError for a family
+        without a table of noise levels.
+        """
+        raise ModelError(f"a {self.name} model predicts the velocity and has no table of noise levels; remove path")
+
     @abstractmethod
     def default_shift(self) -> LinearShift | None:
         """The resolution shift of the model's own scheduler, None where it has none."""
@@ -223,6 +232,10 @@ class Family(ABC):
     @abstractmethod
     def pipeline_options(self) -> dict[str, Any]:
         """Call options that the pipeline needs for this model (for example ``max_sequence_length``)."""
+
+    def guidance_options(self, guidance: float, pictures: int) -> dict[str, Any]:
+        """Call options that draw ``pictures`` pictures with a guidance scale, in the pipeline's own meaning of it."""
+        return {"guidance_scale": guidance}
 
     def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Tensor:
         """Initial noise as the pipeline's ``latents`` argument wants it; unchanged unless the family packs it."""

@@ -29,6 +29,7 @@ from flowgrain.families.base import (
 from flowgrain.families.fingerprint import module_digest, tokenizer_digest
 from flowgrain.families.loading import load_adapter, load_pipeline, read_configs, skeleton_pipeline
 from flowgrain.families.offload import EncoderOffload
+from flowgrain.families.peft_layers import carries_adapter
 from flowgrain.families.quantization import quantize_linears
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -45,6 +46,8 @@ class DiffusersFamily(Family):
     tokenizer_names: ClassVar[tuple[str, ...]]
     left_out: ClassVar[tuple[str, ...]] = ()
     """Optional parts of the pipeline that are not loaded (a safety checker)."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Text encoders and tokenizers that a folder may lack (the T5 of Stable Diffusion 3)."""
     text_tensors: ClassVar[tuple[str, ...]]
     """Names of what :meth:`_encode_caption` gives."""
     block_stacks: ClassVar[tuple[str, ...]]
@@ -58,9 +61,8 @@ class DiffusersFamily(Family):
         self._vae = pipeline.vae
         for module in (self._backbone, *self.encoders().values()):
             module.requires_grad_(False).eval()
-        self.capabilities = self.capabilities_of(
-            {name: part.config for name, part in pipeline.components.items() if isinstance(part, ConfigMixin)}
-        )
+        configs = {name: part.config for name, part in pipeline.components.items() if isinstance(part, ConfigMixin)}
+        self.capabilities = self.capabilities_of(configs)
         self._fingerprint: str | None = None
         self._offload: EncoderOffload | None = None
 
@@ -78,7 +80,7 @@ class DiffusersFamily(Family):
         cls, model: str, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none"
     ) -> "DiffusersFamily":
         """See :meth:`Family.load`."""
-        family = cls(load_pipeline(cls.pipeline_class, model, dtype, cls.left_out), model)
+        family = cls(load_pipeline(cls.pipeline_class, model, dtype, cls.left_out, cls.optional_parts), model)
         quantize_linears(family.blocks(), quantization, device)
         family._pipeline.to(device)
         return family
@@ -86,7 +88,10 @@ class DiffusersFamily(Family):
     @classmethod
     def skeleton(cls, model: str, dtype: torch.dtype) -> "DiffusersFamily":
         """See :meth:`Family.skeleton`."""
-        return cls(skeleton_pipeline(cls.pipeline_class, model, dtype, cls.left_out), model)
+        family = cls(skeleton_pipeline(cls.pipeline_class, model, dtype, cls.left_out, cls.optional_parts), model)
+        for name in family._there(cls.text_encoder_names):  # the default attention looks at the values of masks
+            getattr(family._pipeline, name).set_attn_implementation("eager")
+        return family
 
     @classmethod
     def read_capabilities(cls, model: str) -> Capabilities:
@@ -108,12 +113,12 @@ class DiffusersFamily(Family):
 
     def components(self) -> dict[str, nn.Module]:
         """See :meth:`Family.components`: the backbone, then the text encoders."""
-        encoders = {name: getattr(self._pipeline, name) for name in self.text_encoder_names}
+        encoders = {name: getattr(self._pipeline, name) for name in self._there(self.text_encoder_names)}
         return {self.backbone_name: self._backbone, **encoders}
 
     def encoders(self) -> dict[str, nn.Module]:
         """See :meth:`Family.encoders`, in the order in which a pipeline calls them."""
-        return {name: getattr(self._pipeline, name) for name in (*self.text_encoder_names, "vae")}
+        return {name: getattr(self._pipeline, name) for name in (*self._there(self.text_encoder_names), "vae")}
 
     def blocks(self) -> list[nn.Module]:
         """See :meth:`Family.blocks`."""
@@ -127,8 +132,12 @@ class DiffusersFamily(Family):
             self._backbone.disable_gradient_checkpointing()
 
     def compile(self) -> None:
-        """See :meth:`Family.compile`."""
-        self._backbone.compile_repeated_blocks()
+        """See :meth:`Family.compile`; what diffusers names, else :meth:`blocks`."""
+        if self._backbone._repeated_blocks:
+            self._backbone.compile_repeated_blocks()
+            return
+        for block in self.blocks():
+            block.compile()
 
     def offload_encoders(self) -> None:
         """See :meth:`Family.offload_encoders`."""
@@ -140,8 +149,8 @@ class DiffusersFamily(Family):
         """See :meth:`Family.fingerprint`; covers the tokenizers and the text length too."""
         if self._fingerprint is None:
             parts = self.encoders()
-            weights = module_digest({name: parts[name] for name in ("vae", *self.text_encoder_names)})
-            texts = "-".join(tokenizer_digest(getattr(self._pipeline, name)) for name in self.tokenizer_names)
+            weights = module_digest({name: parts[name] for name in ("vae", *self._there(self.text_encoder_names))})
+            texts = "-".join(self._tokenizer_digests())
             self._fingerprint = f"{self.name}-{weights}-{texts}-{self._text_length()}"
         return self._fingerprint
 
@@ -151,24 +160,22 @@ class DiffusersFamily(Family):
         self._check_size(pixels.shape[-2], pixels.shape[-1], self.capabilities.pixel_multiple, "pixels")
         rows = pixels.to(self.device, self._vae.dtype).split(1)
         with self._parked_after():
-            posteriors = [self._vae.encode(row).latent_dist for row in rows]
+            posteriors = [self._encoded(row) for row in rows]
         return Posterior(
-            mean=torch.cat([posterior.mean for posterior in posteriors]).float(),
-            logvar=torch.cat([posterior.logvar for posterior in posteriors]).float(),
+            mean=torch.cat([mean for mean, _ in posteriors]).float(),
+            logvar=torch.cat([logvar for _, logvar in posteriors]).float(),
         )
 
     def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """See :meth:`Family.latents`: (mean + exp(logvar / 2) noise - shift) * scale."""
-        sample = posterior.mean + torch.exp(0.5 * posterior.logvar) * noise
-        return (sample - self._latent_shift()) * self._vae.config.scaling_factor
+        """See :meth:`Family.latents`: mean + exp(logvar / 2) noise, normalised as the pipeline undoes it."""
+        return self._normalised(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """See :meth:`Family.decode`; one image a call."""
-        unscaled = latents / self._vae.config.scaling_factor + self._latent_shift()
-        rows = unscaled.to(self.device, self._vae.dtype).split(1)
+        rows = self._denormalised(latents).to(self.device, self._vae.dtype).split(1)
         with self._parked_after():
-            return torch.cat([self._vae.decode(row, return_dict=False)[0] for row in rows]).float()
+            return torch.cat([self._decoded(row) for row in rows]).float()
 
     def tokens(self, height: int, width: int) -> int:
         """See :meth:`Family.tokens`: a token for each square of ``pixel_multiple`` pixels."""
@@ -198,14 +205,14 @@ class DiffusersFamily(Family):
     def pipeline(self, adapter: FilePath | None = None) -> Any:
         """See :meth:`Family.pipeline`. The pipeline shares this family's weights, and a live adapter with them.
 
-        The folder's adapter stays in the weights until ``unload_lora_weights``. Raises ModelError when a live
+        The folder's adapter stays in the weights until ``unload_adapter``. Raises ModelError when a live
         adapter is in place already, or when the folder cannot be read.
         """
         pipe = self.pipeline_class(**self._pipeline.components, **self._pipeline_settings())
         pipe.set_progress_bar_config(disable=True)
         if adapter is None:
             return pipe
-        if self._backbone._hf_peft_config_loaded:
+        if any(carries_adapter(part) for part in self.components().values()):
             raise ModelError(f"{adapter}: the model carries an adapter already; remove it before loading another")
         load_adapter(pipe, adapter)
         return pipe
@@ -217,11 +224,17 @@ class DiffusersFamily(Family):
     def _check_parts(self) -> None:
         """Raise ModelError for a pipeline that lacks a part; families add what must fit."""
         names = (self.backbone_name, *self.encoders_needed(), *self.tokenizer_names, "scheduler")
-        missing = [name for name in names if self._pipeline.components.get(name) is None]
+        missing = [
+            name for name in names if self._pipeline.components.get(name) is None and name not in self.optional_parts
+        ]
         if missing:
             raise ModelError(
                 f"{self._source}: the {self.name} model has no {', '.join(missing)}; give a complete diffusers folder"
             )
+
+    def _there(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of ``names`` that this model has."""
+        return tuple(name for name in names if getattr(self._pipeline, name) is not None)
 
     @classmethod
     def encoders_needed(cls) -> tuple[str, ...]:
@@ -241,12 +254,30 @@ class DiffusersFamily(Family):
         """Constructor arguments of the pipeline besides its parts."""
         return {}
 
+    def _tokenizer_digests(self) -> list[str]:
+        """Short hashes of what turns captions into token ids: part of the fingerprint."""
+        return [tokenizer_digest(getattr(self._pipeline, name)) for name in self._there(self.tokenizer_names)]
+
     def _text_length(self) -> int:
         """Tokens of a caption's embedding: part of the fingerprint."""
         return min(getattr(self._pipeline, name).model_max_length for name in self.tokenizer_names)
 
-    def _latent_shift(self) -> float:
-        return getattr(self._vae.config, "shift_factor", None) or 0.0
+    def _encoded(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, Tensor]:
+        """The autoencoder's mean and log-variance (1, c, h, w) of one picture."""
+        posterior = self._vae.encode(pixels).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def _decoded(self, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 3 height width"]:
+        """The autoencoder's picture of one latent in its own scale."""
+        return self._vae.decode(latents, return_dict=False)[0]
+
+    def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The autoencoder's latents in the model's scale: (raw - shift) * scale."""
+        return (raw - (self._vae.config.shift_factor or 0.0)) * self._vae.config.scaling_factor
+
+    def _denormalised(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The inverse of :meth:`_normalised`."""
+        return latents / self._vae.config.scaling_factor + (self._vae.config.shift_factor or 0.0)
 
     @contextmanager
     def _parked_after(self) -> Iterator[None]:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from flowgrain.errors import ModelError
 from flowgrain.flow.time_laws import LinearShift
 
 
@@ -20,3 +23,16 @@ def shift_of(scheduler: Mapping[str, Any]) -> LinearShift | None:
         return None
     mu = math.log(scheduler["shift"])
     return LinearShift(base_shift=mu, max_shift=mu)
+
+
+def check_scheduler(scheduler: Any, source: str) -> None:
+    """Raise ModelError for a scheduler that :func:`shift_of` does not describe; ``source`` names the model."""
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ModelError(
+            f"{source}: scheduler {type(scheduler).__name__} is not supported, only FlowMatchEulerDiscreteScheduler"
+        )
+    if scheduler.config["use_dynamic_shifting"] and scheduler.config["time_shift_type"] != "exponential":
+        raise ModelError(
+            f"{source}: scheduler time_shift_type '{scheduler.config['time_shift_type']}' is not supported, only "
+            "'exponential'"
+        )

@@ -1,6 +1,7 @@
 """Load diffusers pipelines and adapters so that whatever is missing or does not fit is one clear error."""
 
 import importlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,25 +10,36 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flowgrain.errors import ModelError
+from flowgrain.families.peft_layers import carries_adapter, remove_adapters
 
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
-def load_pipeline(kind: type[DiffusionPipeline], model: str, dtype: torch.dtype, without: tuple[str, ...] = ()) -> Any:
+def load_pipeline(
+    kind: type[DiffusionPipeline],
+    model: str,
+    dtype: torch.dtype,
+    without: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+) -> Any:
     """A pipeline with every weight read from safetensors files; the libraries themselves only warn of missing ones.
 
-    ``without`` names optional parts that are left out (a safety checker). Pickled weights are never read. Raises
-    ModelError for a folder or hub id that cannot be loaded or lacks weights.
+    ``without`` names optional parts that are left out (a safety checker), ``optional`` parts that are left out where
+    the model does not have them. Pickled weights are never read. Raises ModelError for a folder or hub id that cannot
+    be loaded or lacks weights.
     """
     try:
         with quiet_loading():
-            return _load_parts(kind, model, dtype, without)
+            return _load_parts(kind, model, dtype, without + _lacking(kind, model, optional))
     except LOAD_ERRORS as error:
         raise ModelError(
             f"{model}: cannot be loaded as a {_title(kind)} model in diffusers layout ({type(error).__name__}: "
@@ -36,14 +48,20 @@ def load_pipeline(kind: type[DiffusionPipeline], model: str, dtype: torch.dtype,
 
 
 def skeleton_pipeline(
-    kind: type[DiffusionPipeline], model: str, dtype: torch.dtype, without: tuple[str, ...] = ()
+    kind: type[DiffusionPipeline],
+    model: str,
+    dtype: torch.dtype,
+    without: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
 ) -> Any:
     """A pipeline whose models have the shapes and dtype of the configuration files and no values (meta device).
 
-    Tokenizers and scheduler are the real ones. Raises ModelError for a folder or hub id without these files.
+    Tokenizers and scheduler are the real ones; ``without`` and ``optional`` as in :func:`load_pipeline`. Raises
+    ModelError for a folder or hub id without these files.
     """
     try:
         with quiet_loading():
+            without += _lacking(kind, model, optional)
             parts = {
                 name: _skeleton_part(model, name, part_class(library, class_name), dtype)
                 for name, (library, class_name) in _parts(kind, model).items()
@@ -79,14 +97,64 @@ def read_configs(kind: type[DiffusionPipeline], model: str) -> dict[str, Mapping
 
 
 def load_adapter(pipeline: Any, folder: Path) -> None:
-    """Load an adapter folder into a pipeline; raises ModelError when it cannot be read or does not fit."""
+    """Load an adapter folder into a pipeline; raises ModelError when it cannot be read or does not fit.
+
+    Whole components in the folder (``unet/config.json``) take the place of the pipeline's own. Pipelines without a
+    loader of their own (PixArt) get peft's layers directly.
+    """
+    whole = [name for name in pipeline.components if (folder / name / "config.json").is_file()]
+    if whole:
+        parts = {name: load_component(folder / name, getattr(pipeline, name)) for name in whole}
+        pipeline.register_modules(**parts)
+        return
     try:
-        with _without_text_encoder_notice():
-            pipeline.load_lora_weights(str(folder))
+        if issubclass(type(pipeline), LoraBaseMixin):
+            with _without_notices():
+                pipeline.load_lora_weights(str(folder))
+        else:
+            _load_layers(pipeline, folder)
     except LOAD_ERRORS as error:
         raise ModelError(
             f"{folder}: cannot be loaded as a {_title(type(pipeline))} adapter ({one_line(error)}); give another"
         ) from None
+
+
+def unload_adapter(pipeline: Any) -> None:
+    """Take an adapter's layers out of a pipeline's parts again; whole components stay, they are the pipeline's own."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and carries_adapter(part):
+            remove_adapters(part)
+
+
+def load_component(folder: Path, like: Any) -> Any:
+    """A model of the class, dtype and device of ``like`` from its own folder, frozen and in eval mode.
+
+    Raises ModelError where it cannot be read, lacks weights or is of another shape.
+    """
+    kind: Any = type(like)
+    try:
+        with quiet_loading():
+            if isinstance(like, PreTrainedModel):
+                loaded, info = kind.from_pretrained(
+                    folder, dtype=like.dtype, output_loading_info=True, use_safetensors=True
+                )
+                missing = info["missing_keys"]
+            else:
+                loaded = kind.from_pretrained(folder, dtype=like.dtype, use_safetensors=True)
+                missing = {key for key, tensor in loaded.state_dict().items() if tensor.is_meta}
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{folder}: cannot be loaded as a {kind.__name__} ({one_line(error)}); restore it") from None
+    _refuse_missing(str(folder.parent), folder.name, set(missing))
+    return loaded.to(like.device).requires_grad_(False).eval()
+
+
+def load_part(kind: Any, model: str, name: str, dtype: torch.dtype) -> Any:
+    """A pipeline's model from the subfolder ``name``; raises ModelError for missing weights, else as the libraries."""
+    part, info = kind.from_pretrained(
+        model, subfolder=name, dtype=dtype, output_loading_info=True, use_safetensors=True
+    )
+    _refuse_missing(model, name, set(info["missing_keys"]))
+    return part
 
 
 def part_class(library: str, name: str) -> Any:
@@ -117,28 +185,21 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _load_parts(kind: type[DiffusionPipeline], model: str, dtype: torch.dtype, without: tuple[str, ...]) -> Any:
-    encoders = {}
+    models = {}
     for name, (library, class_name) in _parts(kind, model).items():
-        found = part_class(library, class_name)
-        if name in without or not issubclass(found, PreTrainedModel):
+        if name in without:
             continue
-        loaded: Any = found.from_pretrained(
-            model, subfolder=name, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
-        encoders[name], info = loaded
-        _refuse_missing(model, name, info["missing_keys"])
-    pipeline: Any = kind.from_pretrained(
+        found = part_class(library, class_name)
+        if issubclass(found, PreTrainedModel | ModelMixin):
+            models[name] = load_part(found, model, name, dtype)
+    return kind.from_pretrained(
         model,
         dtype=dtype,
         use_safetensors=True,
-        **encoders,
+        **models,
         **dict.fromkeys(without),
         **_settings(kind, model, without),
     )
-    for name, part in pipeline.components.items():
-        if isinstance(part, ModelMixin):
-            _refuse_missing(model, name, {key for key, tensor in part.state_dict().items() if tensor.is_meta})
-    return pipeline
 
 
 def _parts(kind: type[DiffusionPipeline], model: str) -> dict[str, tuple[str, str]]:
@@ -149,6 +210,12 @@ def _parts(kind: type[DiffusionPipeline], model: str) -> dict[str, tuple[str, st
         for name, entry in index.items()
         if isinstance(entry, list | tuple) and len(entry) == 2 and entry[0] is not None and entry[1] is not None
     }
+
+
+def _lacking(kind: type[DiffusionPipeline], model: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``names`` that model_index.json does not name, or whose folder is not in a local model."""
+    named, folder = _parts(kind, model), Path(model)
+    return tuple(name for name in names if name not in named or (folder.is_dir() and not (folder / name).is_dir()))
 
 
 def _settings(kind: type[DiffusionPipeline], model: str, without: tuple[str, ...]) -> dict[str, Any]:
@@ -184,18 +251,37 @@ def _refuse_missing(model: str, part: str, names: set[str]) -> None:
 
 
 @contextmanager
-def _without_text_encoder_notice() -> Iterator[None]:
-    """diffusers warns that an adapter holds nothing for a text encoder, which is so for most adapters of ours."""
+def _without_notices() -> Iterator[None]:
+    """No progress bars, and no warning that an adapter holds nothing for a text encoder: most hold nothing."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated to")
 
-    logger = logging.getLogger("diffusers.loaders.lora_base")
+    logger, bars = logging.getLogger("diffusers.loaders.lora_base"), transformers_logging.is_progress_bar_enabled()
     logger.addFilter(wanted)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(wanted)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_layers(pipeline: Any, folder: Path) -> None:
+    """What diffusers' loaders do: the layers and ranks of the file's header, then its tensors."""
+    with safe_open(folder / LORA_WEIGHT_NAME_SAFE, framework="pt") as stream:
+        settings = json.loads((stream.metadata() or {})[LORA_ADAPTER_METADATA_KEY])
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+    for name in {key.partition(".")[0] for key in tensors}:
+        part, prefix = pipeline.components[name], f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+        layers = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        inject_adapter_in_model(LoraConfig(**own), part, "default_0")
+        unexpected = set_peft_model_state_dict(part, layers, "default_0").unexpected_keys
+        if unexpected:
+            raise ValueError(f"{name} has no layer for {', '.join(sorted(unexpected)[:3])}")
+        part.to(part.device, part.dtype).requires_grad_(False).eval()
 
 
 def _title(kind: type[DiffusionPipeline]) -> str:

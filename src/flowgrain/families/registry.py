@@ -3,34 +3,67 @@
 import difflib
 import json
 import re
-from collections.abc import Callable
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from flowgrain.errors import ConfigError, ModelError
 from flowgrain.families.base import Capabilities, Family, Quantization
 
-EMBEDDED_MODELS = ("tiny-flux",)
+EMBEDDED_MODELS = ("tiny-flux", "tiny-sdxl")
 """Models that the package carries; a folder of the same name is reached as ``./tiny-flux``."""
 
 
-def _flux() -> type[Family]:
+_FAMILIES = {
+    "flux": ("flux", "Flux"),
+    "sdxl": ("sdxl", "StableDiffusionXL"),
+    "stable-diffusion": ("stable_diffusion", "StableDiffusion"),
+    "sd3": ("sd3", "StableDiffusion3"),
+    "auraflow": ("auraflow", "AuraFlow"),
+    "pixart-alpha": ("pixart", "PixArtAlpha"),
+    "pixart-sigma": ("pixart", "PixArtSigma"),
+    "flux2": ("flux2", "Flux2"),
+    "flux2-klein": ("flux2", "Flux2Klein"),
+    "qwen-image": ("qwen_image", "QwenImage"),
+    "z-image": ("z_image", "ZImage"),
+}
+"""Family -> (module of this package, class)."""
+
+_PIPELINES = {
+    "FluxPipeline": "flux",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionPipeline": "stable-diffusion",
+    "StableDiffusion3Pipeline": "sd3",
+    "AuraFlowPipeline": "auraflow",
+    "PixArtAlphaPipeline": "pixart-alpha",
+    "PixArtSigmaPipeline": "pixart-sigma",
+    "Flux2Pipeline": "flux2",
+    "Flux2KleinPipeline": "flux2-klein",
+    "QwenImagePipeline": "qwen-image",
+    "ZImagePipeline": "z-image",
+}
+"""Pipeline class of model_index.json -> family."""
+
+
+def _open(family: str) -> type[Family]:
+    """The family's class."""
+    module, name = _FAMILIES[family]
+    return getattr(_import(module), name)
+
+
+def _import(module: str) -> ModuleType:
     from transformers.utils import logging
 
     # diffusers imports image processors that no family uses; transformers would warn that they lack torchvision
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        from flowgrain.families.flux import Flux
+        return import_module(f"flowgrain.families.{module}")
     finally:
         logging.set_verbosity(level)
-    return Flux
-
-
-_FAMILIES: dict[str, Callable[[], type[Family]]] = {"flux": _flux}
-_PIPELINES = {"FluxPipeline": "flux"}
 
 
 def load_family(
@@ -39,37 +72,70 @@ def load_family(
     dtype: torch.dtype,
     device: torch.device,
     quantization: Quantization = "none",
+    config: str | None = None,
 ) -> Family:
-    """Load ``model``: a name of EMBEDDED_MODELS, a diffusers folder or a hub id, frozen and in eval mode.
+    """Load ``model``: a name of EMBEDDED_MODELS, a diffusers folder, hub id or single file, frozen and in eval mode.
 
-    ``family`` None reads it from the pipeline class in model_index.json. Raises ConfigError for an unknown family,
-    ModelError for a model that cannot be found, read or matched to a family, and MissingExtraError where the
-    library of ``quantization`` is not installed.
+    ``family`` None reads it from the pipeline class in model_index.json, or from a single file's header. ``config``
+    names the diffusers folder or hub id that describes a single file, None is the package's own. Raises ConfigError
+    for an unknown family and for a ``config`` that nothing reads, ModelError for a model that cannot be found, read or
+    matched to a family, and MissingExtraError where the library of ``quantization`` is not installed.
     """
+    file = _single_file(model, family, config)
+    if file is not None:
+        return _import("single_file").load_single_file(_open(file.family), file, model, dtype, device, quantization)
     kind, location = _find_family(model, family)
     return kind.load(location, dtype, device, quantization)
 
 
-def load_skeleton(model: str, family: str | None, dtype: torch.dtype) -> Family:
+def load_skeleton(model: str, family: str | None, dtype: torch.dtype, config: str | None = None) -> Family:
     """As :func:`load_family`, from configuration files and tokenizers alone, with all weights on the meta device."""
+    file = _single_file(model, family, config)
+    if file is not None:
+        with file.configuration() as folder:
+            return _open(file.family).skeleton(folder, dtype)
     kind, location = _find_family(model, family)
     return kind.skeleton(location, dtype)
 
 
+def _single_file(model: str, family: str | None, config: str | None) -> Any:
+    """The SingleFile where ``model`` names a file, None where it does not."""
+    _check_known(family)
+    single_file = _import("single_file")
+    if not single_file.is_single_file(model):
+        if config is not None:
+            raise ConfigError(f"model.config describes single-file checkpoints, {model} is none; remove it")
+        return None
+    file = single_file.open_single_file(model, config)
+    _check_agreement(model, family, file.family)
+    return file
+
+
 def _find_family(model: str, family: str | None) -> tuple[type[Family], str]:
+    location = resolve_model(model)
+    detected = _detect_family(model, location)
+    _check_agreement(model, family, detected)
+    return _open(detected), location
+
+
+def _check_known(family: str | None) -> None:
     if family is not None and family not in _FAMILIES:
         close = difflib.get_close_matches(family, _FAMILIES, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known families: {', '.join(_FAMILIES)}"
         raise ConfigError(f"unknown model family '{family}'; {hint}")
-    location = resolve_model(model)
-    detected = _detect_family(model, location)
+
+
+def _check_agreement(model: str, family: str | None, detected: str) -> None:
     if family is not None and family != detected:
         raise ModelError(f"{model} is a {detected} model, the configuration says '{family}'; correct or remove it")
-    return _FAMILIES[detected](), location
 
 
-def read_capabilities(model: str) -> Capabilities:
+def read_capabilities(model: str, config: str | None = None) -> Capabilities:
     """Capabilities of a model from its configuration files, without its weights; raises as :func:`load_family`."""
+    file = _single_file(model, None, config)
+    if file is not None:
+        with file.configuration() as folder:
+            return _open(file.family).read_capabilities(folder)
     kind, location = _find_family(model, None)
     return kind.read_capabilities(location)
 

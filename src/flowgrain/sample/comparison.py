@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flowgrain.adapters.source import read_adapter
+from flowgrain.adapters.source import recorded_fusions
 from flowgrain.config import dump_yaml, load_config
 from flowgrain.errors import CheckpointError, ConfigError
 from flowgrain.evaluate.comparison import COMPARISON_NAME, ComparisonConfig, DatasetConfig, VariantConfig
@@ -176,7 +176,7 @@ def _fused(samples: SamplePlan) -> tuple[str, ...]:
     """What the base weights must hold: fused weights cannot be unfused, so other ones need another model."""
     if samples.checkpoint is None:
         return ()
-    return tuple(entry.sha256 for entry in read_adapter(samples.checkpoint.adapter).fused)
+    return tuple(entry.sha256 for entry in recorded_fusions(samples.checkpoint.adapter))
 
 
 def _relative(path: Path, out: Path) -> Path:

@@ -16,6 +16,7 @@ from flowgrain import rng
 from flowgrain.config import Config
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
+from flowgrain.families.loading import unload_adapter
 
 
 class SampleConfig(Config):
@@ -81,9 +82,9 @@ def generate_pairs(
                 prompt=[prompts[index] for index, _ in batch],
                 latents=_initial_latents(family, [(prompts[index], seed) for index, seed in batch], height, width),
                 num_inference_steps=config.steps,
-                guidance_scale=config.guidance,
                 height=height,
                 width=width,
+                **family.guidance_options(config.guidance, len(batch)),
                 **options,
             ).images
             on_progress(start + len(batch), len(pairs))
@@ -91,7 +92,7 @@ def generate_pairs(
                 yield index, seed, image
     finally:
         if adapter is not None:
-            pipeline.unload_lora_weights()
+            unload_adapter(pipeline)
 
 
 def _initial_latents(family: Family, pictures: list[tuple[str, int]], height: int, width: int) -> torch.Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from flowgrain.adapters.base import WEIGHTS_NAME
+from flowgrain.adapters.base import FULL_NAME, WEIGHTS_NAME
 from flowgrain.errors import CheckpointError
+from flowgrain.flow.variance_preserving import PredictionType
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class ModelChoice:
     path: str
     family: str | None
     dtype: str
+    prediction: PredictionType | None = None
+    """What it predicts where the run says so, None: as its scheduler says."""
+    zero_terminal_snr: bool | None = None
+    """The same of its last noise level."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def read_run(run: Path) -> tuple[str, ModelChoice]:
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = values["model"]
-        return str(values["name"]), ModelChoice(str(model["path"]), model["family"], str(model["dtype"]))
+        given = {key: value for key, value in values.get("path", {}).items() if value != "model"}
+        return str(values["name"]), ModelChoice(str(model["path"]), model["family"], str(model["dtype"]), **given)
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no recipe.yaml here; give a folder written by 'flowgrain train'") from None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -63,7 +69,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / "COMPLETE").exists():
         what = "unfinished checkpoint" if folder.is_dir() else "no such checkpoint folder"
         raise CheckpointError(f"{folder}: {what}; choose one with a COMPLETE file")
-    if not (folder / "adapter" / WEIGHTS_NAME).exists():
+    if not any((folder / "adapter" / name).exists() for name in (WEIGHTS_NAME, FULL_NAME)):
         raise CheckpointError(f"{folder}: adapter/{WEIGHTS_NAME} is missing; choose another checkpoint")
     path = folder / "state.json"
     try:

@@ -1,11 +1,10 @@
 """Draw what is missing in a sample folder and keep its manifest true at every moment."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowgrain.adapters.base import WEIGHTS_NAME
 from flowgrain.adapters.fusing import fuse_recorded
+from flowgrain.adapters.source import init_digest
 from flowgrain.families.base import Family
 from flowgrain.families.fingerprint import module_digest
 from flowgrain.files import atomic_write_bytes
@@ -42,6 +41,8 @@ def draw(family: Family, plan: SamplePlan, on_progress: ProgressCallback) -> Sam
     An adapter that was trained on top of fused ones gets them fused first. Raises ConfigError for an unusable size or
     an output folder of other pictures, CheckpointError where a fused adapter is gone.
     """
+    if plan.model.prediction is not None or plan.model.zero_terminal_snr is not None:
+        family.override_path(plan.model.prediction, plan.model.zero_terminal_snr)
     if plan.checkpoint is not None:
         fuse_recorded(family, plan.checkpoint.adapter)  # before the model's digest is taken
     records = plan_records(_provenance(family, plan), plan.prompts, plan.seeds)
@@ -72,7 +73,7 @@ def _provenance(family: Family, plan: SamplePlan) -> Provenance:
         budget_fraction=checkpoint.budget_fraction if checkpoint else None,
         model=plan.model.path,
         model_fingerprint=f"{family.fingerprint()}-{module_digest({family.backbone_name: family.backbone})}",
-        adapter_sha256=_sha256(checkpoint.adapter / WEIGHTS_NAME) if checkpoint else None,
+        adapter_sha256=init_digest(checkpoint.adapter) if checkpoint else None,
         dtype=plan.model.dtype,
         sampler=plan.config.sampler,
         steps=plan.config.steps,
@@ -80,8 +81,3 @@ def _provenance(family: Family, plan: SamplePlan) -> Provenance:
         height=height,
         width=width,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,13 +4,14 @@ from collections import Counter
 
 from flowgrain import __version__
 from flowgrain.adapters.model_spec import ModelDescription, base_architecture, model_spec
+from flowgrain.flow.variance_preserving import VariancePreserving
 from flowgrain.train.schedule import Progress
 from flowgrain.train.setup import Session
 
 
 def adapter_header(session: Session, progress: Progress, date: str) -> dict[str, str]:
     """Header entries of the adapter after ``progress``; ``date`` is the run's start, which a resume does not change."""
-    recipe, slices = session.recipe, session.dataset.slices
+    recipe, slices, path = session.recipe, session.dataset.slices, session.objective.path
     whole = [item.bucket for item in slices if item.level == "macro"] or [item.bucket for item in slices]
     described = ModelDescription(
         title=recipe.name,
@@ -21,6 +22,8 @@ def adapter_header(session: Session, progress: Progress, date: str) -> dict[str,
         steps=progress.updates,
         images=len({item.root for item in slices}),
         learning_rate=recipe.optimizer.lr,
+        learning_rates=recipe.optimizer.lrs,
+        prediction_type=path.prediction if isinstance(path, VariancePreserving) else None,
         batch_size=recipe.tuples.batch_size,
         seed=recipe.seed,
         # the most frequent size of whole pictures; of equally frequent ones the largest

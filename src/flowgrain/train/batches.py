@@ -1,6 +1,10 @@
 """From a planned micro-batch to tensors, every random draw from the slice's own identity."""
 
+from collections.abc import Sequence
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from flowgrain import rng
 from flowgrain.data.cache import EmbeddingSource, PosteriorSource
@@ -9,13 +13,15 @@ from flowgrain.data.records import MicroBatch
 from flowgrain.families.base import ConditionInputs, Family, Posterior, SizeGeometry, TextEmbedding
 from flowgrain.train.masks import MaskConfig, cell_weights
 from flowgrain.train.objective import Batch
+from flowgrain.train.path_config import NoiseConfig
 
 
 class BatchBuilder:
     """Builds the micro-batches of one run.
 
-    Noise, u, posterior noise, flip and caption dropout of a slice depend on (seed, epoch, slice id) alone, so the
-    partition into micro-batches, the process and a resume change nothing.
+    Noise, u, posterior noise, flip and caption of a slice depend on (seed, epoch, slice id) alone, so the partition
+    into micro-batches, the process and a resume change nothing. ``embeddings`` None leaves the captions to the
+    model, which encodes them with gradient: its text encoders train.
     """
 
     def __init__(
@@ -23,9 +29,10 @@ class BatchBuilder:
         dataset: SliceDataset,
         family: Family,
         posteriors: PosteriorSource,
-        embeddings: EmbeddingSource,
+        embeddings: EmbeddingSource | None,
         seed: int,
         guidance: float,
+        noise: NoiseConfig,
         mask: MaskConfig,
         device: torch.device,
     ):
@@ -35,6 +42,7 @@ class BatchBuilder:
         self._embeddings = embeddings
         self._seed = seed
         self._guidance = guidance
+        self._noise_config = noise
         self._mask = mask
         self._device = device
 
@@ -42,35 +50,44 @@ class BatchBuilder:
         """Tensors of one micro-batch on the training device."""
         indices = [int(i) for i in micro.slices]
         slices = [self._dataset.slices[i] for i in indices]
-        posteriors = [self._posteriors.get(i, self._dataset.flipped(i, self._seed, epoch)) for i in indices]
+        mirrored = [self._dataset.flipped(i, self._seed, epoch) for i in indices]
+        posteriors = [self._posteriors.get(i, flip) for i, flip in zip(indices, mirrored, strict=True)]
         posterior = Posterior(torch.cat([p.mean for p in posteriors]), torch.cat([p.logvar for p in posteriors]))
         shape = tuple(posterior.mean.shape[1:])
         names = [s.slice_id for s in slices]
-        x0 = self._family.latents(posterior, self._draw(shape, epoch, names, "posterior"))
+        x0 = self._family.latents(posterior, self._draw(shape, epoch, names, "posterior")).float()
+        captions = [self._dataset.caption(i, self._seed, epoch) for i in indices]
         return Batch(
-            x0=x0.float().to(self._device),
-            noise=self._draw(shape, epoch, names, "noise").to(self._device),
+            x0=x0.to(self._device),
+            noise=self._noise(x0, epoch, names).to(self._device),
             u=torch.tensor([rng.uniform(self._seed, epoch, name, "u") for name in names], dtype=torch.float64),
             granularity=torch.tensor([s.granularity for s in slices], device=self._device),
             tokens=torch.tensor([self._family.tokens(s.bucket[1], s.bucket[0]) for s in slices]),
-            inputs=self.inputs(indices, [self._dataset.caption(i, self._seed, epoch) for i in indices]),
+            inputs=self.inputs(indices, captions, mirrored),
             weight=torch.tensor(micro.weights, dtype=torch.float64, device=self._device),
             names=names,
-            cell_weight=self._cell_weights(indices, epoch),
+            cell_weight=self._cell_weights(indices, mirrored),
         )
 
-    def inputs(self, indices: list[int], captions: list[str]) -> ConditionInputs:
-        """Conditioning inputs of slices with the given captions."""
-        return ConditionInputs(
-            captions=None,
-            embedding=TextEmbedding.stack([self._embeddings.get(caption) for caption in captions]),
-            guidance=self._guidance,
-            geometry=self._geometry(indices),
-        )
+    def inputs(self, indices: Sequence[int], captions: list[str], mirrored: Sequence[bool]) -> ConditionInputs:
+        """Conditioning inputs of slices with the given captions and mirror states."""
+        geometry = self._geometry(indices, mirrored)
+        if self._embeddings is None:
+            return ConditionInputs(captions, None, self._guidance, geometry, grad=True)
+        embedding = TextEmbedding.stack([self._embeddings.get(caption) for caption in captions])
+        return ConditionInputs(None, embedding, self._guidance, geometry)
 
-    def _cell_weights(self, indices: list[int], epoch: int) -> torch.Tensor | None:
+    def _noise(self, x0: Float[Tensor, "b c h w"], epoch: int, names: list[str]) -> Float[Tensor, "b c h w"]:
+        """Standard normal noise, with the recipe's offset noise added: it is part of what the model predicts."""
+        noise, config = self._draw(tuple(x0.shape[1:]), epoch, names, "noise"), self._noise_config
+        if not config.offset:
+            return noise
+        strength = config.offset + config.adaptive * x0.mean(dim=(2, 3), keepdim=True).abs().to(noise)
+        return noise + strength.clamp(min=0) * self._draw((x0.shape[1], 1, 1), epoch, names, "noise offset")
+
+    def _cell_weights(self, indices: list[int], mirrored: list[bool]) -> Tensor | None:
         """Weights of the latent cells, None where no slice of the micro-batch has a mask."""
-        masks = [self._dataset.mask(i, self._dataset.flipped(i, self._seed, epoch)) for i in indices]
+        masks = [self._dataset.mask(i, flip) for i, flip in zip(indices, mirrored, strict=True)]
         if all(mask is None for mask in masks):
             return None
         width, height = self._dataset.slices[indices[0]].bucket
@@ -79,14 +96,17 @@ class BatchBuilder:
         rows = [cell_weights(whole if mask is None else mask, scale, self._mask) for mask in masks]
         return torch.stack(rows).to(self._device)
 
-    def _draw(self, shape: tuple[int, ...], epoch: int, names: list[str], purpose: str) -> torch.Tensor:
-        rows = [rng.normal(shape, self._seed, epoch, name, purpose) for name in names]
-        return torch.stack(rows)
+    def _draw(self, shape: tuple[int, ...], epoch: int, names: list[str], purpose: str) -> Tensor:
+        """A row for each slice, drawn from its identity, on the CPU."""
+        return torch.stack([rng.normal(shape, self._seed, epoch, name, purpose) for name in names])
 
-    def _geometry(self, indices: list[int]) -> SizeGeometry:
+    def _geometry(self, indices: Sequence[int], mirrored: Sequence[bool]) -> SizeGeometry:
         slices = [self._dataset.slices[i] for i in indices]
+        lefts = [s.offset_mirrored if flip else s.offset[0] for s, flip in zip(slices, mirrored, strict=True)]
         return SizeGeometry(
             original=torch.tensor([[s.native[1], s.native[0]] for s in slices], dtype=torch.float32),
-            crop=torch.tensor([[s.offset[1], s.offset[0]] for s in slices], dtype=torch.float32),
+            crop=torch.tensor(
+                [[s.offset[1], left] for s, left in zip(slices, lefts, strict=True)], dtype=torch.float32
+            ),
             target=torch.tensor([[s.bucket[1], s.bucket[0]] for s in slices], dtype=torch.float32),
         )

@@ -21,13 +21,16 @@ def forecast(recipe: Recipe) -> str:
     """
     device = choose_device(recipe.device)
     capabilities = read_capabilities(recipe.model.path)
+    adapter = recipe.adapter
+    what = "all weights" if adapter.kind == "full" else f"{adapter.kind} rank {adapter.rank}"
     dataset, _ = open_data(recipe, capabilities.pixel_multiple)
     plan = plan_epoch(dataset.table, recipe.tuples, recipe.seed, epoch=0)
     return "\n".join(
         [
-            f"recipe {recipe.name}: {recipe.adapter.kind} rank {recipe.adapter.rank} on {recipe.model.path}, "
+            f"recipe {recipe.name}: {what} on {recipe.model.path}, "
             f"{choose_precision(recipe.precision, device)} on {device}",
             *_data_lines(dataset),
+            caption_line(recipe, dataset),
             *_plan_lines(recipe, plan),
             _budget_line(recipe, plan),
             *_memory_lines(recipe, dataset, plan, device),
@@ -58,6 +61,15 @@ def _data_lines(dataset: SliceDataset) -> list[str]:
     if dataset.missing_captions:
         lines.append(f"captions: missing for {dataset.missing_captions} of {len(dataset.slices)} slices")
     return lines + [f"left out: {path}: {reason}" for path, reason in dataset.problems]
+
+
+def caption_line(recipe: Recipe, dataset: SliceDataset) -> str:
+    """How the captions of a run come to the model."""
+    if recipe.trains_text:
+        return "text: encoders train, captions are encoded in every update"
+    if not recipe.data.caches_text:
+        return "text: captions are encoded in every update (data.cache_text)"
+    return f"text: {len(dataset.captions(recipe.seed))} captions are encoded once and kept"
 
 
 def _plan_lines(recipe: Recipe, plan: list[Update]) -> list[str]:

@@ -15,7 +15,7 @@ class MemoryConfig(Config):
     )
     compile: bool = Field(default=False, description="torch.compile of the repeated blocks: faster after a slow start")
     offload_encoders: bool | None = Field(
-        default=None, description="text encoders and autoencoder on the CPU while training; null: when data.cache is on"
+        default=None, description="text encoders and autoencoder on the CPU while training; null: where both are cached"
     )
     quantize: Quantization = Field(
         default="none", description="bits of the frozen backbone's linear layers: none, int8, fp8 or nf4"

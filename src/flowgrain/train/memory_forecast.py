@@ -22,7 +22,7 @@ from flowgrain.train.activations import PassMemory, on_meta, trace_pass
 from flowgrain.train.objective import Batch
 from flowgrain.train.optimizers import OptimizerConfig, state_bytes
 from flowgrain.train.recipe import Recipe
-from flowgrain.train.setup import fine_tuning
+from flowgrain.train.setup import check_keys, fine_tuning
 
 CUDA_CONTEXT = 600 * 2**20
 """Driver context, kernels and library workspaces of a CUDA process: a usual value, it differs between drivers."""
@@ -61,6 +61,15 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.slices} x {self.width}x{self.height}"
+
+
+def offload_setting(recipe: Recipe) -> str | None:
+    """What would let the encoders leave the device; None where text encoders train and must stay."""
+    data = recipe.data
+    if recipe.trains_text:
+        return None
+    needed = "data.caption_variants" if data.captions_vary else "data.cache_text" if data.cache else "data.cache"
+    return f"memory.offload_encoders=true with {needed}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class MemoryModel:
             optimizer=recipe.optimizer,
             dtype=recipe.model.dtype,
             bf16=self._precision == "bf16",
-            offload=recipe.memory.offloads(recipe.data.cache is not False, self._device),
+            offload=recipe.memory.offloads(recipe.data.caches_text, self._device),
             shape=shape,
         )
 
@@ -142,8 +151,8 @@ class MemoryModel:
         if base.shape.slices > 1:
             one = Shape(1, base.shape.height, base.shape.width)
             found.append(("tuples.micro_batch=1", {"shape": one}))
-        if not base.offload and self._device.type != "cpu":
-            found.append(("memory.offload_encoders=true with data.cache", {"offload": True}))
+        if not base.offload and self._device.type != "cpu" and (setting := offload_setting(self._recipe)):
+            found.append((setting, {"offload": True}))
         if base.optimizer.name in ("adamw", "prodigy"):
             found.append(("optimizer.name=adamw8bit", {"optimizer": OptimizerConfig(name="adamw8bit")}))
         if base.dtype == "float32":
@@ -158,7 +167,7 @@ class MemoryModel:
         parts = {"frozen backbone": skeleton.backbone - skeleton.saved_by[choice.quantize]}
         if not choice.offload:
             parts["text encoders and autoencoder"] = skeleton.encoders
-        parts["adapter"] = adapter
+        parts["trained weights" if self._recipe.adapter.kind == "full" else "adapter"] = adapter
         parts["gradients"] = adapter
         parts[f"optimizer state ({choice.optimizer.name})"] = state_bytes(choice.optimizer.name, skeleton.parameters)
         if self._recipe.ema is not None:
@@ -207,32 +216,36 @@ class _Skeleton:
     """The recipe's model and adapter without values."""
 
     def __init__(self, recipe: Recipe, dtype: str):
-        self._guidance = recipe.model.guidance
+        self._recipe = recipe
         self._family = family = load_skeleton(recipe.model.path, recipe.model.family, getattr(torch, dtype))
-        self._backbone = [family.backbone]
-        self.backbone = sum(_bytes(_tensors(model)) for model in self._backbone)
-        self.encoders = sum(_bytes(_tensors(model)) for model in family.encoders().values())
+        check_keys(recipe, family)
         self.saved_by = {bits: quantized_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
         self.unpacked = {bits: unpacked_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
+        self.embedding = family.embed_text([""])
         with on_meta():
             adapter = inject(family, recipe.adapter.model_copy(update={"init_from": None}), recipe.seed)
         self._objective = fine_tuning(recipe, family, adapter)
-        self.embedding = family.embed_text([""])
         self.parameters = self._objective.parameters()
+        trained = {id(parameter) for _, parameter in self.parameters}
+        self.backbone = _bytes(t for t in _tensors(family.backbone) if id(t) not in trained)
+        self.encoders = _bytes(
+            t for model in family.encoders().values() for t in _tensors(model) if id(t) not in trained
+        )
+        self._running = list(family.components().values()) if recipe.trains_text else [family.backbone]
         for _, parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
     def trace(self, shape: Shape, checkpointing: bool, device: Literal["cuda", "cpu"], bf16: bool) -> PassMemory:
         """Memory of one forward and backward pass."""
         self._family.gradient_checkpointing(checkpointing)
-        embedding = TextEmbedding.stack([self.embedding] * shape.slices)
-        batch = self._batch(shape, embedding)
+        batch = self._batch(shape)
         gradients = [parameter.grad for _, parameter in self.parameters if parameter.grad is not None]
-        before = [*gradients, batch.x0, batch.noise, *embedding.tensors.values()]
-        before += chain.from_iterable(_tensors(model) for model in self._backbone)
+        before = [*gradients, batch.x0, batch.noise]
+        before += batch.inputs.embedding.tensors.values() if batch.inputs.embedding is not None else ()
+        before += chain.from_iterable(_tensors(model) for model in self._running)
         return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
 
-    def _batch(self, shape: Shape, embedding: TextEmbedding) -> Batch:
+    def _batch(self, shape: Shape) -> Batch:
         capabilities = self._family.capabilities
         cells = (shape.height // capabilities.latent_scale, shape.width // capabilities.latent_scale)
         latents = torch.empty(shape.slices, capabilities.latent_channels, *cells, device="meta")
@@ -242,9 +255,16 @@ class _Skeleton:
             u=torch.full((shape.slices,), 0.5, dtype=torch.float64),
             granularity=torch.zeros(shape.slices, dtype=torch.int64),
             tokens=torch.full((shape.slices,), self._family.tokens(shape.height, shape.width)),
-            inputs=ConditionInputs(captions=None, embedding=embedding, guidance=self._guidance),
+            inputs=self._inputs(shape.slices),
             weight=torch.ones(shape.slices, dtype=torch.float64),
         )
+
+    def _inputs(self, slices: int) -> ConditionInputs:
+        """Cached embeddings, or captions where text encoders train: the pass then runs through them."""
+        guidance = self._recipe.model.guidance
+        if self._recipe.trains_text:
+            return ConditionInputs([""] * slices, None, guidance, grad=True)
+        return ConditionInputs(None, TextEmbedding.stack([self.embedding] * slices), guidance)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

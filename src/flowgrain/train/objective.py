@@ -6,7 +6,7 @@ Slice weights w_i are applied by the loop, so that micro-batches stay exact.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -79,10 +79,10 @@ class FineTuning(Objective):
         return named
 
     def per_sample(self, batch: Batch) -> SampleLosses:
-        """See :meth:`Objective.per_sample`."""
+        """See :meth:`Objective.per_sample`; where text encoders train the batch must carry captions."""
         t = self.time_law.quantile(batch.u.cpu(), batch.granularity.cpu(), batch.tokens.cpu()).to(batch.x0.device)
         sample = self.path(batch.x0, batch.noise, t)
-        conditioning = self.family.condition(batch.inputs)
+        conditioning = self.family.condition(self._inputs(batch))
         taps = tuple(dict.fromkeys(tap for term in self.terms for tap in term.taps))
         output = self.family.predict(sample.x_t, sample.times, conditioning, taps)
         flow = grouped_mse(output.prediction, sample, batch.cell_weight)
@@ -94,3 +94,10 @@ class FineTuning(Objective):
             parts[term.name] = value.detach()
             total = total + term.weight * value
         return SampleLosses(total, parts, t.detach())
+
+    def _inputs(self, batch: Batch) -> ConditionInputs:
+        if not self.adapter.trains_text:
+            return batch.inputs
+        if batch.inputs.captions is None:
+            raise ValueError("text encoders train: a batch must carry captions, embeddings would leave them untouched")
+        return replace(batch.inputs, grad=True)

@@ -1,7 +1,8 @@
 """A recipe: one choice for each factor of the objective, and the budget to spend on it.
 
 Defaults are the paper's Table 3 (Semantic Granularity Alignment, FLUX): AdamW, lr 1e-4, batch 8, training
-guidance 1.0, gradient clipping 1.0. A baseline and the full method differ only in ``data``, ``tuples`` and ``time``.
+guidance 1.0, gradient clipping 1.0. A baseline and the full method differ only in ``data``, ``tuples`` and ``time``
+(flow matching) or ``weighting`` (diffusion).
 """
 
 import difflib
@@ -15,65 +16,30 @@ from pydantic import Field, field_validator, model_validator
 from flowgrain.adapters.base import AdapterConfig
 from flowgrain.adapters.source import init_digest
 from flowgrain.config import Config
-from flowgrain.data.dataset import DataConfig
+from flowgrain.data.config import DRAWN_ANEW, DataConfig
 from flowgrain.data.tuples import TupleConfig
 from flowgrain.errors import ConfigError
-from flowgrain.flow.time_laws import LinearShift, LogitNormal
-from flowgrain.granularity import GRANULARITIES, Granularity
 from flowgrain.train.log import LogConfig
 from flowgrain.train.masks import MaskConfig
 from flowgrain.train.memory import MemoryConfig
 from flowgrain.train.optimizers import OptimizerConfig
+from flowgrain.train.path_config import NoiseConfig, PathConfig
 from flowgrain.train.previews import PreviewConfig
+from flowgrain.train.time_config import TimeConfig
+from flowgrain.train.weighting_config import WeightingConfig
 
 
 class ModelConfig(Config):
     """Which weights are fine-tuned."""
 
-    path: str = Field(default="tiny-flux", description="diffusers folder, hub id or the embedded 'tiny-flux'")
+    path: str = Field(
+        default="tiny-flux", description="diffusers folder, hub id, or embedded: 'tiny-flux', 'tiny-sdxl'"
+    )
     family: str | None = Field(default=None, description="backbone family; None reads it from model_index.json")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
     guidance: float = Field(
         default=1.0, ge=0, description="guidance input in training; 1.0 for guidance-distilled models"
     )
-
-
-class ShiftConfig(Config):
-    """A resolution shift of one's own: the line through (base_tokens, base_shift) and (max_tokens, max_shift)."""
-
-    base_tokens: int = Field(default=256, gt=0)
-    max_tokens: int = Field(default=4096, gt=0)
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-
-    @model_validator(mode="after")
-    def _two_points(self) -> "ShiftConfig":
-        if self.base_tokens == self.max_tokens:
-            raise ValueError(f"base_tokens and max_tokens must differ, both are {self.base_tokens}")
-        return self
-
-
-class TimeConfig(Config):
-    """The law of noise levels: conditional logit-normal with resolution shift (Eqs. 29-31)."""
-
-    mean: float = Field(default=0.0, description="mean of logit t before the shifts")
-    std: float = Field(default=1.0, gt=0, description="standard deviation of logit t (the paper's s)")
-    granularity_shift: dict[Granularity, float] = Field(
-        default_factory=dict, description="Delta(xi) of Eq. 29, positive = noisier; granularities left out get 0"
-    )
-    resolution_shift: Literal["model", "none"] | ShiftConfig = Field(
-        default="model", description="mu(tokens) of Eq. 31: the model's own line, none, or a line of one's own"
-    )
-
-    def law(self, model_shift: LinearShift | None) -> LogitNormal:
-        """The time law, with ``model_shift`` where the recipe asks for the model's own."""
-        shift: LinearShift | None = None
-        if isinstance(self.resolution_shift, ShiftConfig):
-            shift = LinearShift(**self.resolution_shift.model_dump())
-        elif self.resolution_shift == "model":
-            shift = model_shift
-        delta = tuple(self.granularity_shift.get(granularity, 0.0) for granularity in GRANULARITIES)
-        return LogitNormal(mean=self.mean, std=self.std, delta=delta, shift=shift)
 
 
 class ScheduleConfig(Config):
@@ -134,7 +100,10 @@ class Recipe(Config):
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig
     tuples: TupleConfig = Field(default_factory=TupleConfig)
+    path: PathConfig = Field(default_factory=PathConfig)
     time: TimeConfig = Field(default_factory=TimeConfig)
+    weighting: WeightingConfig = Field(default_factory=WeightingConfig)
+    noise: NoiseConfig = Field(default_factory=NoiseConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
@@ -175,13 +144,16 @@ class Recipe(Config):
             raise ValueError(
                 "tuples.reduction 'level' is not read with tuples.grouping 'slice': remove it or use grouping 'root'"
             )
-        if self.memory.offload_encoders and self.data.cache is False:
+        if self.memory.offload_encoders and not self.data.caches_text:
+            off = "data.cache" if self.data.cache is False else "data.cache_text"
             raise ValueError(
-                "memory.offload_encoders moves encoders that nothing uses any more, but data.cache is false and every "
+                f"memory.offload_encoders moves encoders that nothing uses any more, but {off} is false and every "
                 "update uses them: remove it or turn the cache on"
             )
         if self.data.levels == ("macro",) and set(self.time.granularity_shift) - {"macro"}:
             raise ValueError("time.granularity_shift of meso or micro is not read where data.levels is [macro]")
+        if self.data.levels == ("macro",) and len(set(self.weighting.gamma.values)) > 1:
+            raise ValueError("weighting.gamma of meso and micro is not read where data.levels is [macro]")
         if self.tuples.grouping == "slice" and not self.tuples.homogeneous:
             raise ValueError("tuples.homogeneous is not read with tuples.grouping 'slice': remove it")
         if self.data.flip_scope != "root" and not self.data.flip:
@@ -192,6 +164,17 @@ class Recipe(Config):
             raise ValueError("data.resolution and data.buckets are not read where all sources have their own: remove")
         if self.data.trigger and sources and all(source.trigger or source.regularisation for source in sources):
             raise ValueError("data.trigger is not read where every source has its own: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_text_encoders_read_captions(self) -> "Recipe":
+        """An embedding that was kept is not what a trained text encoder gives any more (DESIGN section 5)."""
+        if self.trains_text and self.data.caches_text:
+            variants = " (data.caption_variants goes too)" if self.data.caption_variants is not None else ""
+            raise ValueError(
+                "adapter.text_encoders are trained, but data.cache_text keeps what they gave before: set "
+                f"data.cache_text to false{variants}, or remove adapter.text_encoders"
+            )
         return self
 
     @model_validator(mode="after")
@@ -206,6 +189,11 @@ class Recipe(Config):
             raise ValueError("mask is set, but data.mask is none: set data.mask to alpha or file, or remove mask")
         return self
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether text encoders train: captions are then encoded anew, with gradient, for every micro-batch."""
+        return self.adapter.text_encoders is not None
+
     def identity(self) -> str:
         """A hash of all that changes what is computed: a checkpoint resumes only under the same identity.
 
@@ -213,7 +201,7 @@ class Recipe(Config):
         """
         values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device", "previews", "log"})
         # the data set's fingerprint knows its contents, captions, shapes, weights and masks, wherever they lie
-        values["data"] = {key: values["data"][key] for key in ("flip", "flip_scope", "caption_dropout")}
+        values["data"] = {key: values["data"][key] for key in DRAWN_ANEW}
         del values["tuples"]["micro_batch"]
         if self.adapter.init_from is not None:
             values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)

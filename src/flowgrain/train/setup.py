@@ -24,7 +24,7 @@ from flowgrain.data.tuples import plan_epoch
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
 from flowgrain.families.registry import load_family
-from flowgrain.flow.weightings import Uniform
+from flowgrain.flow.paths import Path as FlowPath
 from flowgrain.train.batches import BatchBuilder
 from flowgrain.train.objective import FineTuning
 from flowgrain.train.optimizers import build_optimizer
@@ -113,6 +113,8 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         check_shardable(recipe.memory)
     home = torch.device("cpu") if runtime.sharded else device
     family = load_backbone(recipe, home)
+    if recipe.trains_text:
+        family.fingerprint()  # of the model as it is: an adapter in the text encoders does not change the latents
     dataset, held_out = open_data(recipe, family.capabilities.pixel_multiple)
     runtime.require_equal({"recipe": recipe.identity(), "data set": dataset.fingerprint, "precision": precision})
     adapter = fresh_adapter(recipe, family)
@@ -123,9 +125,9 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
     if runtime.sharded:
         shard_frozen(family, [parameter for _, parameter in adapter.parameters()], device, runtime.world)
     with runtime.main_first():
-        builder = _builder(recipe, dataset, family, _sources(dataset, family, "caching", on_progress), device)
+        builder = _builder(recipe, dataset, family, _sources(recipe, dataset, family, "caching", on_progress), device)
         validator = _validator(recipe, held_out, family, device, on_progress, runtime)
-    offload = recipe.memory.offloads(recipe.data.cache is not False, device)
+    offload = recipe.memory.offloads(recipe.data.caches_text, device)
     if offload:
         family.offload_encoders()
     objective = fine_tuning(recipe, family, adapter)
@@ -151,11 +153,24 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
 
 
 def load_backbone(recipe: Recipe, device: torch.device) -> Family:
-    """The frozen model that a recipe fine-tunes."""
+    """The frozen model that a recipe fine-tunes; raises ConfigError for keys that it does not read."""
     model, dtype = recipe.model, getattr(torch, recipe.model.dtype)
     family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize)
-    _check_guidance(recipe, family)
+    check_keys(recipe, family)
+    if any(setting is not None for setting in recipe.path.overrides):
+        family.override_path(*recipe.path.overrides)
     return family
+
+
+def check_keys(recipe: Recipe, family: Family) -> None:
+    """Raise ConfigError for a setting that the model does not read or that means nothing to it (DESIGN section 6)."""
+    if family.capabilities.guidance != "embedded" and recipe.model.guidance != ModelConfig().guidance:
+        raise ConfigError(
+            f"model.guidance is set to {recipe.model.guidance:g}, but {recipe.model.path} takes no guidance input; "
+            "remove the key"
+        )
+    recipe.weighting.build(path_of(recipe, family))
+    recipe.time.law(family.default_shift(), family.default_time_law())
 
 
 def fresh_adapter(recipe: Recipe, family: Family) -> Adapter:
@@ -165,13 +180,19 @@ def fresh_adapter(recipe: Recipe, family: Family) -> Adapter:
 
 def fine_tuning(recipe: Recipe, family: Family, adapter: Adapter) -> FineTuning:
     """What the recipe minimises."""
+    path = path_of(recipe, family)
     return FineTuning(
         family=family,
         adapter=adapter,
-        path=family.default_path(),
-        time_law=recipe.time.law(family.default_shift()),
-        weighting=Uniform(),
+        path=path,
+        time_law=recipe.time.law(family.default_shift(), family.default_time_law()),
+        weighting=recipe.weighting.build(path),
     )
+
+
+def path_of(recipe: Recipe, family: Family) -> FlowPath:
+    """The path of training, validation and previews."""
+    return recipe.path.build(family.default_path())
 
 
 def autocast_of(device: torch.device, precision: str) -> torch.autocast:
@@ -187,28 +208,27 @@ def _previewer(
     return Previewer(family, adapter, recipe.previews, recipe.output, autocast, offload)
 
 
-def _check_guidance(recipe: Recipe, family: Family) -> None:
-    """A guidance value that the model does not read is an error (DESIGN section 6)."""
-    if family.capabilities.guidance != "embedded" and recipe.model.guidance != ModelConfig().guidance:
-        raise ConfigError(
-            f"model.guidance is set to {recipe.model.guidance:g}, but {recipe.model.path} takes no guidance input; "
-            "remove the key"
-        )
-
-
 @dataclass(frozen=True)
 class _Sources:
     posteriors: PosteriorSource
-    embeddings: EmbeddingSource
+    embeddings: EmbeddingSource | None
+    """None where text encoders train: the captions go to the model."""
 
 
-def _sources(dataset: SliceDataset, family: Family, label: str, on_progress: ProgressCallback) -> _Sources:
-    """Filled caches of a data set, or live encoders where ``data.cache`` is false."""
-    if dataset.config.cache is False:
-        return _Sources(LivePosteriors(dataset, family), LiveEmbeddings(family))
-    folder = dataset.config.cache if isinstance(dataset.config.cache, Path) else None
-    posteriors, embeddings = PosteriorCache(folder, family), EmbeddingCache(folder, family)
-    embeddings.fill(dataset.captions, lambda done, total: on_progress(f"{label}: captions", done, total))
+def _sources(
+    recipe: Recipe, dataset: SliceDataset, family: Family, label: str, on_progress: ProgressCallback
+) -> _Sources:
+    """Filled caches of a data set, or live encoders where it is not cached."""
+    data = dataset.config
+    folder = data.cache if isinstance(data.cache, Path) else None
+    embeddings: EmbeddingSource | None = None if recipe.trains_text else LiveEmbeddings(family)
+    if data.caches_text:
+        embeddings = kept = EmbeddingCache(folder, family)
+        captions = dataset.captions(recipe.seed)
+        kept.fill(captions, lambda done, total: on_progress(f"{label}: captions", done, total))
+    if data.cache is False:
+        return _Sources(LivePosteriors(dataset, family), embeddings)
+    posteriors = PosteriorCache(folder, family)
     posteriors.fill(dataset, dataset.flips, lambda done, total: on_progress(f"{label}: images", done, total))
     return _Sources(posteriors, embeddings)
 
@@ -230,6 +250,7 @@ def open_data(recipe: Recipe, pixel_multiple: int) -> tuple[SliceDataset, SliceD
         buckets=None if decomposed else recipe.data.buckets,
         trigger=recipe.data.trigger,
         cache=recipe.data.cache,
+        cache_text=recipe.data.cache_text,
         max_roots=recipe.validation.max_roots,
     )
     return dataset, open_dataset(data, pixel_multiple)
@@ -246,15 +267,23 @@ def _validator(
     """The validator of the held-out data, None where there is none."""
     if recipe.validation is None or held_out is None:
         return None
-    sources = _sources(held_out, family, "caching held-out", on_progress)
+    sources = _sources(recipe, held_out, family, "caching held-out", on_progress)
     builder = _builder(recipe, held_out, family, sources, device)
-    batch_size = recipe.validation.batch_size
-    return Validator(held_out, family, sources.posteriors, builder, family.default_path(), batch_size, device, runtime)
+    path, batch_size = path_of(recipe, family), recipe.validation.batch_size
+    return Validator(held_out, family, sources.posteriors, builder, path, batch_size, device, runtime)
 
 
 def _builder(
     recipe: Recipe, dataset: SliceDataset, family: Family, sources: _Sources, device: torch.device
 ) -> BatchBuilder:
     return BatchBuilder(
-        dataset, family, sources.posteriors, sources.embeddings, recipe.seed, recipe.model.guidance, recipe.mask, device
+        dataset,
+        family,
+        sources.posteriors,
+        sources.embeddings,
+        recipe.seed,
+        recipe.model.guidance,
+        recipe.noise,
+        recipe.mask,
+        device,
     )

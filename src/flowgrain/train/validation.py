@@ -1,7 +1,8 @@
-"""Fixed-noise validation: the flow loss at t = .05, .15, ... .95 on held-out roots and their slices.
+"""Fixed-noise validation: the loss at t = .05, .15, ... .95 on held-out roots and their slices.
 
 Noise and posterior samples depend on the slice and the noise level alone, never on the run's seed, so every arm,
-seed and checkpoint is measured on the same points and differences are paired.
+seed and checkpoint is measured on the same points and differences are paired. The loss is on the run's own path and
+not weighted, the noise without an offset, captions are as they are.
 """
 
 from collections import defaultdict
@@ -48,7 +49,7 @@ class Validator:
 
     @torch.no_grad()
     def measure(self, autocast: Callable[[], torch.autocast]) -> dict[str, Any]:
-        """Mean loss, by level and noise level, and by root; unweighted squared error of the flow target.
+        """Mean loss, by level and noise level, and by root; unweighted squared error of the path's target.
 
         Processes share the groups and exchange the losses, so all return the same, bit for bit that of one process.
         """
@@ -71,8 +72,10 @@ class Validator:
     ) -> None:
         for indices in groups:
             x0 = torch.cat([self._clean(i) for i in indices])
-            inputs = self._builder.inputs(indices, [self._dataset.slices[i].caption for i in indices])
-            conditioning = self._family.condition(inputs)
+            captions = [self._dataset.slices[i].caption for i in indices]
+            inputs = self._builder.inputs(indices, captions, [False] * len(indices))
+            with autocast():  # text encoders that train are a part of the model
+                conditioning = self._family.condition(inputs)
             for k, t in enumerate(NOISE_LEVELS):
                 noise = torch.stack([self._noise(i, k, tuple(x0.shape[1:])) for i in indices]).to(self._device)
                 sample = self._path(x0, noise, torch.full((len(indices),), t, device=self._device, dtype=torch.float64))
