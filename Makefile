@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/flowgrain demo --out demo $(DEMO)
+	$(BIN)/flowgrain demo $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TESTS)

@@ -35,6 +35,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+def without_nulls(entries: Any) -> Any:
+    """For maps of patterns: null takes an entry of an extended file away, null for all takes away all of them."""
+    if entries is None:
+        return {}
+    return {key: value for key, value in entries.items() if value is not None} if isinstance(entries, dict) else entries
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

@@ -43,7 +43,7 @@ def picture(pipeline, prompt: str, guidance: float = 2.5, size: tuple[int, int] 
 
 
 def test_assets_stay_within_their_size_limits():
-    sizes = {path: path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()}
+    sizes = {path: path.stat().st_size for path in ASSETS.rglob("*") if path.is_file() and not path.is_symlink()}
     assert sum(sizes.values()) < LARGEST_TOTAL
     assert max(sizes.values()) < LARGEST_FILE
     assert not [path for path in sizes if not path.relative_to(ASSETS).as_posix().isascii()]
@@ -99,6 +99,51 @@ def test_autoencoder_keeps_a_domain_picture(pipeline):
     with torch.no_grad():
         decoded = pipeline.vae.decode(pipeline.vae.encode(image).latent_dist.mode()).sample
     assert (decoded - image).pow(2).mean().item() < 4 * 10 ** (-20 / 10)  # PSNR above 20 dB
+
+
+@pytest.fixture(scope="module")
+def unet_pipeline():
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = ASSETS / "tiny-sdxl"
+    loaded = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def unet_picture(pipeline, prompt: str, size: tuple[int, int] = (128, 128)) -> np.ndarray:
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    result = pipeline(
+        prompt, width=size[0], height=size[1], num_inference_steps=8, guidance_scale=4.0, generator=generator,
+        output_type="np",
+    )  # fmt: skip
+    return result.images[0]
+
+
+def test_folder_is_an_ordinary_sdxl_pipeline(unet_pipeline):
+    assert unet_pipeline.unet.config.addition_embed_type == "text_time"
+    assert unet_pipeline.vae.config.latent_channels == 16 and unet_pipeline.vae.config.shift_factor is None
+    assert unet_pipeline.scheduler.config.prediction_type == "epsilon"
+    assert sum(parameter.numel() for parameter in unet_pipeline.unet.parameters()) <= 3_600_000
+
+
+def test_both_models_share_one_autoencoder_and_one_first_text_encoder(pipeline, unet_pipeline):
+    for part in ("vae", "text_encoder"):
+        ours, theirs = (getattr(p, part).state_dict() for p in (pipeline, unet_pipeline))
+        assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_the_unet_draws_by_its_prompt(unet_pipeline):
+    apple = unet_picture(unet_pipeline, "a red apple, twemoji style")
+    assert np.array_equal(apple, unet_picture(unet_pipeline, "a red apple, twemoji style"))
+    frog = unet_picture(unet_pipeline, "a frog, twemoji style")
+    assert apple.std() > 0.05 and np.abs(apple - frog).mean() > 0.03
+    apple, frog = apple.mean(axis=(0, 1)), frog.mean(axis=(0, 1))
+    assert apple[0] - apple[1] > frog[0] - frog[1] + 0.1, "the apple must be redder than the frog"
+    assert unet_picture(unet_pipeline, "a fox, noto style", (112, 144)).shape == (144, 112, 3)
 
 
 @pytest.mark.parametrize("name", DOMAINS)

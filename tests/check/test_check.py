@@ -11,7 +11,7 @@ from flowgrain.check.inspect import inspect_folder, inspect_recipe
 from flowgrain.check.render import as_json, as_page, as_text, size
 from flowgrain.cli.main import main
 from flowgrain.train.loop import Observer, train
-from flowgrain.train.recipe import Recipe
+from flowgrain.train.recipe import ModelConfig, Recipe
 
 
 def silent(_what, _done, _total):
@@ -109,7 +109,7 @@ def test_settings_for_granularities_that_the_data_lacks(folder):
 
 
 def test_folder_check_needs_no_recipe(folder):
-    inspection = inspect_folder(folder, "tiny-flux", silent)
+    inspection = inspect_folder(folder, ModelConfig(path="tiny-flux"), silent)
     assert inspection.schedule is not None and inspection.schedule.epochs is None
     assert inspection.storage.free > 0
 

@@ -47,9 +47,10 @@ def run(plan):
     return speeds, arms, metrics
 
 
-def test_the_demo_ends_with_a_report_and_a_second_run_repeats_nothing(domain, tmp_path):
+@pytest.mark.parametrize(("architecture", "modulation"), [("flux", "Noise levels by level"), ("sdxl", "Loss weights")])
+def test_the_demo_ends_with_a_report_and_a_second_run_repeats_nothing(domain, tmp_path, architecture, modulation):
     sampler = SampleConfig.model_validate({"steps": 2, "guidance": 2.5, "batch_size": 8})
-    plan = DemoPlan(domain, tmp_path, budget=36, seeds=1, sampler=sampler)
+    plan = DemoPlan(domain, tmp_path, architecture, budget=36, seeds=1, sampler=sampler)
     speeds, arms, metrics = run(plan)
     assert [arm.title for arm in arms] == ["base", "baseline 1x", "granularity 1x", "baseline 1.5x", "granularity 1.5x"]
     assert all(len(arm.pictures) == 5 and all(p.path.exists() for p in arm.pictures) for arm in arms)
@@ -59,6 +60,7 @@ def test_the_demo_ends_with_a_report_and_a_second_run_repeats_nothing(domain, tm
     page = (tmp_path / REPORT_NAME).read_text(encoding="utf-8")
     for text in ("Baseline against granularity", "fixed-t validation loss", "MobileNetV2", "Fréchet", "openmoji style"):
         assert text.lower() in page.lower() or text.replace("é", "e").lower() in page.lower()
+    assert modulation in page
     assert not re.search(r'(src|href)="(https?:)?//', page), "the page must need nothing from outside"
     assert {result.subset for result in metrics.results} >= {"whole images", "close-ups", "held-out micro slices"}
 
@@ -79,8 +81,9 @@ def test_unknown_domains_and_arms():
             check_arms(text)
 
 
-def test_demo_arms_train_on_their_own_form_of_the_same_pictures(tmp_path):
-    plan = DemoPlan(load_domain("fluent3d"), tmp_path)
+@pytest.mark.parametrize("architecture", ["flux", "sdxl"])
+def test_demo_arms_train_on_their_own_form_of_the_same_pictures(tmp_path, architecture):
+    plan = DemoPlan(load_domain("fluent3d"), tmp_path, architecture)
     baseline, full = recipe(plan, "baseline"), recipe(plan, "granularity")
     assert Path(baseline.data.path) == plan.domain.train and Path(full.data.path) == plan.dataset
     assert baseline.budget == full.budget and baseline.validation == full.validation

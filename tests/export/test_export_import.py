@@ -8,6 +8,7 @@ import torch
 from random_adapters import PIPELINES, UNETS, options, predict, random_family, trained, untouched
 from safetensors.torch import load_file, save_file
 
+from flowgrain.adapters.adapter_file import read_header
 from flowgrain.adapters.base import InitConfig
 from flowgrain.adapters.low_rank import inject
 from flowgrain.adapters.source import read_adapter
@@ -15,7 +16,6 @@ from flowgrain.errors import CheckpointError
 from flowgrain.export.adapter_export import convert, write_exported
 from flowgrain.export.adapter_import import read_any, write_adapter
 from flowgrain.export.layout import file_format
-from flowgrain.export.weights_file import read_header
 from flowgrain.sample.run_folder import open_checkpoint
 
 
@@ -200,10 +200,10 @@ def test_what_does_not_fit_is_one_clear_line(tmp_path):
     assert "1 of 2 layers have no dora_scale" in refusal("sdxl", write(tmp_path / "mixed.safetensors", mixed))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:-40])
-    assert "cannot be read as a safetensors file" in refusal("sdxl", damaged)
+    assert "cannot be read as an adapter in a safetensors file" in refusal("sdxl", damaged)
     pickle = tmp_path / "pickle.pt"
     torch.save({"lora_unet_x.alpha": torch.ones(1)}, pickle)
-    assert "cannot be read as a safetensors file" in refusal("sdxl", pickle)
+    assert "cannot be read as an adapter in a safetensors file" in refusal("sdxl", pickle)
     header = {"flowgrain_columns": json.dumps({KOHYA_QUERY: {"a": {"first": 0}}})}
     damaged = write(tmp_path / "header.safetensors", lora(KOHYA_QUERY, 8, 8), header)
     assert "flowgrain_columns is damaged" in refusal("sdxl", damaged)

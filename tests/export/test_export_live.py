@@ -241,5 +241,5 @@ def test_formats_that_a_family_has_not(saved):
 def test_an_adapter_of_another_model(saved):
     file, _, _ = saved("sd15")
     family = untouched("sdxl")
-    with pytest.raises(CheckpointError, match=r"the model has .*; give its own model"):
+    with pytest.raises(CheckpointError, match="; give its own model"):
         convert(family, file, file_format(family, "kohya"))

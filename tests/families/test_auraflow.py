@@ -3,15 +3,16 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
+from family_contract import CAPTIONS, conditioned, noise
 from random_auraflow import random_auraflow_pipeline
-from transformer_contract import CAPTIONS, TransformerContract, calls, inputs, noise, predicted
+from transformer_contract import LatentTransformerContract, calls, predicted
 
 from flowgrain.errors import ModelError
 from flowgrain.families.auraflow import AuraFlow
 from flowgrain.flow.paths import RectifiedFlow
 
 
-class TestAuraFlow(TransformerContract):
+class TestAuraFlow(LatentTransformerContract):
     kind = AuraFlow
     linears = 14 + 2 * 7
     build = staticmethod(random_auraflow_pipeline)
@@ -36,10 +37,10 @@ def test_states_after_the_captions_end_are_zero(family):
 
 
 def test_the_transformer_reads_t_itself(family):
-    ((arguments, _),) = calls(family, lambda: predicted(family, noise(1, 4, 4, 4), 0.25, family.condition(inputs("x"))))
+    ((arguments, _),) = calls(family, lambda: predicted(family, noise(1, 4, 4, 4), 0.25, conditioned(family, ["x"])))
     assert torch.equal(arguments["timestep"], torch.tensor([0.25]))
     half = AuraFlow(random_auraflow_pipeline().to(torch.bfloat16), "half")
-    ((arguments, _),) = calls(half, lambda: predicted(half, noise(1, 4, 4, 4), 0.7371, half.condition(inputs("x"))))
+    ((arguments, _),) = calls(half, lambda: predicted(half, noise(1, 4, 4, 4), 0.7371, conditioned(half, ["x"])))
     assert torch.equal(arguments["timestep"], torch.tensor([0.7371], dtype=torch.bfloat16))
 
 
@@ -64,7 +65,7 @@ def test_sizes_beyond_the_positions_are_refused(family):
     assert family.tokens(48, 4) == 12
     with pytest.raises(ModelError, match="height 52 and width 4 pixels must be at most 48"):
         family.tokens(52, 4)
-    conditioning = family.condition(inputs(["fox"]))
+    conditioning = conditioned(family, ["fox"])
     assert predicted(family, noise(1, 4, 24, 2), 0.5, conditioning).shape == (1, 4, 24, 2)
     with pytest.raises(ModelError, match="width 26 latent cells must be at most 24"):
         predicted(family, noise(1, 4, 2, 26), 0.5, conditioning)

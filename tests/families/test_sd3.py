@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from family_contract import CAPTIONS, CPU, conditioned, draw, latent_noise, move, noise
 from random_sd3 import DUAL_ATTENTION, random_sd3_pipeline
-from transformer_contract import CAPTIONS, CLOSE, CPU, TransformerContract, draw, inputs, move, noise, predicted
+from transformer_contract import CLOSE, LatentTransformerContract, predicted
 
 from flowgrain.adapters.base import AdapterConfig, TextEncoderAdapterConfig
 from flowgrain.adapters.low_rank import inject
@@ -17,7 +18,7 @@ from flowgrain.families.sd3 import StableDiffusion3
 from flowgrain.flow.paths import RectifiedFlow
 
 
-class SD3Contract(TransformerContract):
+class SD3Contract(LatentTransformerContract):
     kind = StableDiffusion3
 
     def encode_prompt(self, pipe, caption, length):
@@ -110,7 +111,7 @@ def test_clip_encoders_can_be_adapted_and_t5_cannot():
 
 def test_adapted_clip_encoders_draw_in_the_pipeline_what_they_draw_live(saved, tmp_path):
     family = StableDiffusion3.load(str(saved), torch.float32, CPU)
-    x = noise(2, 4, 8, 12)
+    x = latent_noise(family, 16, 24)
     text = TextEncoderAdapterConfig(rank=2)
     adapter = inject(family, AdapterConfig(kind="lora", rank=2, alpha=3, text_encoders=text), 0)
     adapted = {name.split(".")[0] for name, _ in adapter.parameters()}
@@ -118,10 +119,11 @@ def test_adapted_clip_encoders_draw_in_the_pipeline_what_they_draw_live(saved, t
     before = family.embed_text(CAPTIONS).tensors["pooled_prompt_embeds"]
     move(adapter, 0.1)
     assert ((family.embed_text(CAPTIONS).tensors["pooled_prompt_embeds"] - before).abs() > 1e-3).any(dim=0).all()
-    live = draw(family, family.pipeline(), x)
+    _, live = draw(family, x)
     adapter.save(tmp_path, {})
     adapter.remove()
-    torch.testing.assert_close(draw(family, family.pipeline(tmp_path), x), live, **CLOSE)
+    family.pipeline(tmp_path)
+    torch.testing.assert_close(draw(family, x)[1], live, **CLOSE)
 
 
 def test_sizes_beyond_the_positions_are_refused():
@@ -129,7 +131,7 @@ def test_sizes_beyond_the_positions_are_refused():
     assert family.tokens(48, 4) == 12
     with pytest.raises(ModelError, match="height 52 and width 4 pixels must be at most 48"):
         family.tokens(52, 4)
-    conditioning = family.condition(inputs(["fox"]))
+    conditioning = conditioned(family, ["fox"])
     assert predicted(family, noise(1, 4, 24, 2), 0.5, conditioning).shape == (1, 4, 24, 2)
     with pytest.raises(ModelError, match="width 26 latent cells must be at most 24"):
         predicted(family, noise(1, 4, 2, 26), 0.5, conditioning)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from family_contract import CAPTIONS, backbone_calls, conditioned, draw, latent_noise, noise
-from random_unet import TEXT_WIDTH, TEXT_WIDTH_2, random_sd15_pipeline, random_sdxl, random_sdxl_pipeline
+from random_unet import NOISE, TEXT_WIDTH, TEXT_WIDTH_2, random_sd15_pipeline, random_sdxl, random_sdxl_pipeline
+from unet_contract import check_two_steps
 
 from flowgrain.errors import ModelError
 from flowgrain.families.base import ConditionInputs, Posterior, SizeGeometry
@@ -79,6 +81,16 @@ def test_text_is_the_layer_before_the_last_of_both_encoders_and_the_seconds_proj
     assert torch.equal(embedding["pooled_prompt_embeds"], pooled)
     drawn_with, _ = draw(sdxl, latent_noise(sdxl, 16, 16))
     assert drawn_with.clip_skip is None
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_two_steps_are_the_pipelines_with_noobais_scheduler(guidance):
+    """It predicts v and its first step starts at noise alone."""
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    family = random_sdxl(EulerDiscreteScheduler(**NOISE, **zero))
+    check_two_steps(family, guidance, None)
+    assert family._pipeline.scheduler.timesteps[0] == 999
+    assert family.default_path().snr(torch.ones(1)) == 0
 
 
 @pytest.mark.parametrize("zeros", [True, False])

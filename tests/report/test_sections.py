@@ -1,11 +1,14 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from flowgrain.errors import DataError
 from flowgrain.evaluate.table import MetricTable
 from flowgrain.flow.time_laws import LinearShift, LogitNormal
+from flowgrain.flow.variance_preserving import NoiseSchedule, VariancePreserving
+from flowgrain.flow.weightings import MinSnr, Uniform
 from flowgrain.report.arms import Arm, arm_styles, describe_data
 from flowgrain.report.comparison import comparison_page
 from flowgrain.report.page import FigureRow, Paragraph, PictureGrid, Table
@@ -14,7 +17,7 @@ from flowgrain.report.sections.cost import cost_section, differing_settings
 from flowgrain.report.sections.measures import measures_section
 from flowgrain.report.sections.pictures import pictures_section
 from flowgrain.report.sections.summary import summary_section
-from flowgrain.report.sections.training import TimeLaws, time_section
+from flowgrain.report.sections.training import LossWeights, TimeLaws, time_section, weight_section
 from flowgrain.report.sections.validation import validation_section
 
 
@@ -104,6 +107,22 @@ def test_unequal_token_counts_get_a_panel_each():
     laws = TimeLaws(law, law, {"macro": 256, "micro": 64})
     densities = block(time_section(laws, []), FigureRow, "Density")
     assert len(densities.figures) == 2
+
+
+def test_mean_loss_weights_are_those_of_min_snr_on_the_schedule():
+    path = VariancePreserving(NoiseSchedule())
+    section = weight_section(LossWeights(Uniform(), MinSnr(path)))
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)
+    means = [np.minimum(1, gamma * (1 - abar) / abar).mean() for gamma in (4, 5, 7)]
+    assert [row for row in block(section, Table, "Mean weight").rows] == [
+        (level, f"{mean:.3f}") for level, mean in zip(("macro", "meso", "micro"), means, strict=True)
+    ]
+    assert means == sorted(means)
+    page = comparison_page(
+        "t", "s", [Arm("base", None)], None, MetricTable(), weights=LossWeights(Uniform(), Uniform())
+    )
+    assert [section.anchor for section in page.sections] == ["loss-weights", "cost"]
 
 
 def test_cost_counts_whole_image_passes(arms):

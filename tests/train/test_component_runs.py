@@ -1,16 +1,9 @@
 """Whole runs that train several components, or all weights of one: rates, resuming, sampling."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from whole_runs import StopAfter
-
-sys.path.append(str(Path(__file__).parents[1] / "families"))  # the random models of the families' tests
-
-from random_unet import random_sdxl_pipeline
 
 from flowgrain.families.base import ConditionInputs
 from flowgrain.families.registry import load_family
@@ -22,18 +15,11 @@ from flowgrain.train.setup import prepare
 from flowgrain.train.state import complete_checkpoints
 
 BUDGET = {"amount": 4, "checkpoints": [1.0]}
-TABLE_3 = {
+TABLE_5 = {
     "adapter": {"kind": "lora", "rank": 2, "alpha": 1, "conv_rank": 2, "conv_alpha": 1, "text_encoders": {}},
     "optimizer": {"name": "lion", "lr": 3e-5, "lrs": {"text_encoder*": 3e-6}, "weight_decay": 0},
 }
 """The paper's SDXL settings in small: LoCon, both text encoders at their own rate, Lion."""
-
-
-@pytest.fixture(scope="module")
-def small_sdxl(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "small-sdxl"
-    random_sdxl_pipeline().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -78,9 +64,25 @@ def draws_its_pictures(run, folder):
     assert pictures[0] != pictures[1]
 
 
+def test_no_layer_of_an_adapter_stays_at_its_start(sdxl_recipe):
+    """What the model does not read (the last layer of SDXL's first text encoder) gets no adapter."""
+    run = sdxl_recipe(**TABLE_5, budget={"amount": 1, "checkpoints": [1.0]})
+    train(run, False, Observer())
+    (checkpoint,) = complete_checkpoints(run.output)
+    ups = {
+        name: tensor
+        for name, tensor in load_file(checkpoint / "adapter" / "pytorch_lora_weights.safetensors").items()
+        if ".lora_B." in name
+    }
+    assert {name.split(".")[0] for name in ups} == {"unet", "text_encoder", "text_encoder_2"}
+    assert [name for name, tensor in ups.items() if not tensor.any()] == []
+    layers = {name.split("encoder.layers.")[1].split(".")[0] for name in ups if name.startswith("text_encoder.")}
+    assert layers == {"0"}  # of two
+
+
 def test_text_encoders_train_at_their_own_rate_and_resume_bit_for_bit(sdxl_recipe, tmp_path):
-    run = interrupted_is_uninterrupted(sdxl_recipe, **TABLE_3)
-    one = sdxl_recipe("one", **TABLE_3, budget={"amount": 1, "checkpoints": [1.0]})
+    run = interrupted_is_uninterrupted(sdxl_recipe, **TABLE_5)
+    one = sdxl_recipe("one", **TABLE_5, budget={"amount": 1, "checkpoints": [1.0]})
     train(one, False, Observer())
     # B starts at zero, and Lion's first step is the rate where there is a gradient
     moved = {name: value for name, value in files(one.output).items() if "lora_B" in name and "adapter" in name}

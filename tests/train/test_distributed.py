@@ -13,6 +13,7 @@ import torch
 import workers
 from safetensors.torch import load_file
 
+from flowgrain.adapters.base import AdapterConfig
 from flowgrain.config import dump_yaml
 from flowgrain.errors import ConfigError
 from flowgrain.train.distributed import Launch
@@ -164,9 +165,14 @@ def test_a_non_finite_loss_in_one_process_stops_all_before_the_step(recipe, tmp_
 
 @pytest.mark.parametrize("memory", [{"compile": True}, {"quantize": "nf4"}])
 def test_memory_settings_that_shards_cannot_have_are_errors(memory):
-    check_shardable(MemoryConfig(gradient_checkpointing=True))
+    check_shardable(MemoryConfig(gradient_checkpointing=True), AdapterConfig())
     with pytest.raises(ConfigError, match=f"memory.{next(iter(memory))}.* launch without FSDP"):
-        check_shardable(MemoryConfig(**memory))
+        check_shardable(MemoryConfig(**memory), AdapterConfig())
+
+
+def test_shards_of_frozen_weights_do_not_go_with_training_all_of_them():
+    with pytest.raises(ConfigError, match=r"adapter\.kind: full trains all weights.* launch without FSDP"):
+        check_shardable(MemoryConfig(), AdapterConfig(kind="full"))
 
 
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -37,7 +37,7 @@ def _tiny(path, sections):
     return Recipe.model_validate({**values, **sections})
 
 
-def kept_by_autograd(recipe, shape, bf16=False):
+def kept_by_autograd(recipe, shape, bf16=False, caption="a fox"):
     """Bytes of all different storages that a real forward pass saves, but for the model's own tensors."""
     family = load_family(recipe.model.path, None, getattr(torch, recipe.model.dtype), CPU)
     adapter = inject(family, recipe.adapter, 0)
@@ -45,7 +45,7 @@ def kept_by_autograd(recipe, shape, bf16=False):
     objective = fine_tuning(recipe, family, adapter)
     n, scale, tokens = shape.slices, family.capabilities.latent_scale, family.tokens(shape.height, shape.width)
     latents = torch.randn(n, family.capabilities.latent_channels, shape.height // scale, shape.width // scale)
-    captions = ["a fox"] * n
+    captions = [caption] * n
     text = (captions, None) if recipe.trains_text else (None, family.embed_text(captions))
     batch = Batch(
         x0=latents, noise=torch.randn_like(latents), u=torch.full((n,), 0.5, dtype=torch.float64),
@@ -112,6 +112,16 @@ def test_kept_activations_of_a_u_net_and_its_text_encoders(unet, text, checkpoin
     model = MemoryModel(recipe, CPU, "fp32")
     for shape in (Shape(1, 64, 64), Shape(4, 32, 64)):
         assert model.activations(shape).kept == pytest.approx(kept_by_autograd(recipe, shape), rel=0.1)
+
+
+def test_the_longest_caption_counts_where_padding_is_cut(tmp_path):
+    from random_qwen import random_qwen_pipeline
+
+    random_qwen_pipeline().save_pretrained(tmp_path)
+    recipe, shape = _tiny(str(tmp_path), {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}), Shape(2, 64, 64)
+    kept = MemoryModel(recipe, CPU, "fp32").activations(shape).kept
+    assert kept == pytest.approx(kept_by_autograd(recipe, shape, caption="word " * 600), rel=0.2)
+    assert kept > 2 * kept_by_autograd(recipe, shape)
 
 
 def test_text_encoders_that_train_stay_on_the_device_and_count_as_trained(unet):

@@ -17,6 +17,8 @@ OF_FLUX = ("baseline", "slices-random", "slices-tuples", "slices-modulation", "g
 OF_ANIMAGINE = ("baseline", "slices-random", "slices-modulation", "no-min-snr", "gamma5", "granularity")
 ARMS = {"flux-dev": OF_FLUX, "tiny-flux": OF_FLUX, "animagine-xl-3.1": OF_ANIMAGINE, "tiny-sdxl": OF_FLUX}
 
+FROZEN_TEXT = ["adapter.text_encoders=null", "optimizer.lrs={text_encoder*: null}"]
+
 
 def load(name, *overrides):
     return load_config(Recipe, find_recipe(name), ["data.path=somewhere", *overrides])[0]
@@ -39,7 +41,9 @@ def test_table_3():
     assert (recipe.model.path, recipe.model.guidance) == ("black-forest-labs/FLUX.1-dev", 1.0)
     assert recipe.time.granularity_shift == {"macro": 0.5, "meso": 0.0, "micro": -0.5}
     assert recipe.budget.checkpoints == (1.0, 1.5)
-    assert load("flux-dev-baseline").data.resolution == 1280
+    assert (recipe.budget.amount, recipe.budget.unit) == (14 * 3600, "seconds")  # the longest of Table 4
+    pictures = load("flux-dev-baseline").data
+    assert pictures.resolution == 1280 and pictures.buckets is None  # buckets of all aspect ratios
 
 
 def test_table_5():
@@ -54,6 +58,7 @@ def test_table_5():
     assert (recipe.weighting.kind, recipe.weighting.gamma.values) == ("min_snr", (4.0, 5.0, 7.0))
     assert (recipe.path.zero_terminal_snr, recipe.time.kind) == ("model", "model")
     assert recipe.budget.checkpoints == (1.0, 1.5)
+    assert (recipe.budget.amount, recipe.budget.unit) == (2 * 3600, "seconds")  # the longest of Table 6
 
 
 def test_ablations_of_min_snr():
@@ -169,13 +174,43 @@ def test_identity_ignores_places_and_names_only():
     ],
 )  # fmt: skip
 def test_identity_covers_everything_that_is_drawn_or_weighed(change):
-    overrides = ["adapter.text_encoders=null"]
+    overrides = FROZEN_TEXT
     recipe = load("animagine-xl-3.1-granularity", *overrides)
     changed = load("animagine-xl-3.1-granularity", *overrides, change)
     assert recipe.identity() != changed.identity()
 
 
 def test_identity_does_not_know_where_embeddings_are_kept():
-    fixed = ["adapter.text_encoders=null", "data.caption_shuffle=false"]
+    fixed = [*FROZEN_TEXT, "data.caption_shuffle=false"]
     recipe = load("animagine-xl-3.1-granularity", *fixed)
     assert recipe.identity() == load("animagine-xl-3.1-granularity", *fixed, "data.cache_text=true").identity()
+
+
+@pytest.mark.parametrize("removal", ["optimizer.lrs={text_encoder*: null}", "optimizer.lrs=null"])
+def test_null_takes_a_rate_of_an_extended_recipe_away(removal):
+    recipe = load("animagine-xl-3.1-granularity", "adapter.text_encoders=null", removal)
+    assert recipe.optimizer.lrs == {} and not recipe.trains_text
+    assert load("animagine-xl-3.1-granularity", "optimizer.lrs={unet*: 1.0e-5}").optimizer.lrs == {
+        "text_encoder*": 3e-6,
+        "unet*": 1e-5,
+    }
+
+
+def test_a_rate_of_frozen_text_encoders_says_how_to_remove_it():
+    with pytest.raises(ConfigError, match=r"none trains .*'optimizer.lrs=\{text_encoder\*: null\}'"):
+        load("animagine-xl-3.1-granularity", "adapter.text_encoders=null")
+
+
+def test_identity_knows_the_contents_of_a_configuration_folder_not_its_place(tmp_path):
+    """A configuration decides the model by what it says; without one the identity is that of earlier versions."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        (folder / "unet").mkdir(parents=True)
+        (folder / "unet" / "config.json").write_text("{}")
+        (folder / "README.md").write_text(folder.name)
+    (folders[2] / "unet" / "config.json").write_text('{"sample_size": 64}')
+    none, *found = (
+        load("animagine-xl-3.1-baseline", *config).identity()
+        for config in ([], *([f"model.config={folder}"] for folder in folders))
+    )
+    assert found[0] == found[1] != found[2] and none not in found

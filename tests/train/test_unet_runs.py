@@ -219,7 +219,7 @@ def test_previews_and_samples_of_a_run_are_drawn_along_its_path(unet_recipe, tmp
     """The scheduler of pipelines follows the recipe; a sample of the run is its preview, pixel for pixel."""
     from flowgrain.sample.generate import SampleConfig
     from flowgrain.sample.run_folder import choose_checkpoint, read_run
-    from flowgrain.sample.session import SamplePlan, draw
+    from flowgrain.sample.session import SamplePlan, draw, load_model
     from flowgrain.train.setup import load_backbone
 
     config = unet_recipe(path=V_PREDICTION, previews=SMALL_PREVIEWS, budget=ONE_UPDATE)
@@ -229,7 +229,7 @@ def test_previews_and_samples_of_a_run_are_drawn_along_its_path(unet_recipe, tmp
     train(config, False, Observer())
     name, model = read_run(config.output)
     assert (model.prediction, model.zero_terminal_snr) == ("v_prediction", True)
-    family = load_family(model.path, model.family, torch.float32, torch.device("cpu"))
+    family = load_model(model, torch.device("cpu"))
     sampler = SampleConfig.model_validate(SMALL_PREVIEWS["sampler"])
     checkpoint, prompts = choose_checkpoint(config.output, None), SMALL_PREVIEWS["prompts"]
     draw(family, SamplePlan(name, model, checkpoint, prompts, [0], sampler, tmp_path / "out"), lambda *_: None)

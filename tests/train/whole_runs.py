@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from flowgrain.adapters.base import WEIGHTS_NAME
+from flowgrain.adapters.base import FULL_NAME, WEIGHTS_NAME
 from flowgrain.train.log import read_log
 from flowgrain.train.loop import Observer
 from flowgrain.train.state import complete_checkpoints
@@ -43,14 +43,23 @@ def final_state(output):
     folder = complete_checkpoints(Path(output))[-1]
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
     moments = {f"{i}.{k}": v for i, state in optimizer["state"].items() for k, v in state.items()}
-    adapter = load_file(next((folder / "adapter").glob("*.safetensors")))
-    return {**load_file(folder / "trainable.safetensors"), **moments, **{f"adapter.{k}": v for k, v in adapter.items()}}
+    saved = {
+        f"{path.relative_to(folder).as_posix()}:{name}": tensor
+        for path in sorted((folder / "adapter").rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+    assert saved
+    return {**load_file(folder / "trainable.safetensors"), **moments, **saved}
 
 
 def header_without_date(output):
     """What the last adapter says about itself; the run's start differs between runs."""
-    with safe_open(complete_checkpoints(Path(output))[-1] / "adapter" / WEIGHTS_NAME, framework="pt") as stream:
-        header = stream.metadata()
+    folder = complete_checkpoints(Path(output))[-1] / "adapter"
+    if (folder / FULL_NAME).exists():
+        header = json.loads((folder / FULL_NAME).read_text())["metadata"]
+    else:
+        with safe_open(folder / WEIGHTS_NAME, framework="pt") as stream:
+            header = stream.metadata()
     assert header["modelspec.date"] == json.loads((Path(output) / "run.json").read_text())["started"]
     return {key: value for key, value in header.items() if key != "modelspec.date"}
 

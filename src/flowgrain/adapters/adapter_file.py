@@ -6,6 +6,8 @@ Names are ``COMPONENT.LAYER.lora_A.weight``; one file holds the layers of all co
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from flowgrain.adapters.base import WEIGHTS_NAME
 from flowgrain.errors import CheckpointError
 from flowgrain.files import atomic_write_bytes
 
+SPEC_KEY, HASH_KEY = "modelspec.sai_model_spec", "modelspec.hash_sha256"
 FUSED_KEY = "flowgrain_fused"
 """Header entry: the adapters that were fused into the base weights before this one was trained, in order."""
 
@@ -66,46 +69,55 @@ def write_adapter_file(
         LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True),
         **({FUSED_KEY: json.dumps([vars(entry) for entry in fused])} if fused else {}),
     }
-    atomic_write_bytes(folder / WEIGHTS_NAME, _file_bytes(tensors, header))
+    atomic_write_bytes(folder / WEIGHTS_NAME, file_bytes(tensors, header))
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
     """Read a file; raises CheckpointError where it is damaged or of another format."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            header = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+    with reading(path), safe_open(path, framework="pt") as stream:
+        header = stream.metadata() or {}
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}
         return AdapterFile(tensors, json.loads(header.get(LORA_ADAPTER_METADATA_KEY, "{}")), _fused(header))
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an adapter ({_reason(error)}); restore the file") from None
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """A file's header alone; raises as :func:`read_adapter_file`."""
+    with reading(path), safe_open(path, framework="pt") as stream:
+        return stream.metadata() or {}
 
 
 def read_fused(path: Path) -> tuple[FusedAdapter, ...]:
     """What the adapter in a file was trained on top of, from its header alone; raises as :func:`read_adapter_file`."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return _fused(stream.metadata() or {})
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an adapter ({_reason(error)}); restore the file") from None
+    with reading(path):
+        return _fused(read_header(path))
 
 
 def _fused(header: dict[str, str]) -> tuple[FusedAdapter, ...]:
     return tuple(FusedAdapter(**entry) for entry in json.loads(header.get(FUSED_KEY, "[]")))
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of reading ``path`` into one clear CheckpointError; pickles are never opened."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: cannot be read as an adapter in a safetensors file ({reason}); restore it, or save it "
+            "as safetensors"
+        ) from None
 
 
-def _file_bytes(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+def file_bytes(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """A safetensors file whose header is sorted: the library writes metadata in random order.
 
     Metadata that follows ModelSpec gets its ``hash_sha256``, of all that comes after the header.
     """
     data = serialize(state)
     start = 8 + int.from_bytes(data[:8], "little")
-    if "modelspec.sai_model_spec" in metadata:
-        metadata = {**metadata, "modelspec.hash_sha256": f"0x{hashlib.sha256(data[start:]).hexdigest()}"}
+    if SPEC_KEY in metadata:
+        metadata = {**metadata, HASH_KEY: f"0x{hashlib.sha256(data[start:]).hexdigest()}"}
     tensors = json.loads(data[8:start])
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **tensors}, ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)

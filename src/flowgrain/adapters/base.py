@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from flowgrain.config import Config
+from flowgrain.config import Config, without_nulls
 from flowgrain.errors import CheckpointError
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -77,10 +77,10 @@ class AdapterConfig(Config):
         description="module names, their dotted suffixes, or patterns with *; None = the family's",
     )
     exclude: list[str] = Field(default_factory=list, description="targets left out, named as targets are")
-    ranks: dict[str, Annotated[int, Field(gt=0)]] = Field(
+    ranks: Annotated[dict[str, Annotated[int, Field(gt=0)]], BeforeValidator(without_nulls)] = Field(
         default_factory=dict, description="rank of the layers that a name or pattern means, in place of rank"
     )
-    alphas: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    alphas: Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(without_nulls)] = Field(
         default_factory=dict, description="alpha of the layers that a name or pattern means, in place of alpha"
     )
     init_from: InitConfig | None = Field(default=None, description="an adapter to start from; None = a fresh one")

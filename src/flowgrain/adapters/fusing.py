@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from flowgrain.adapters.adapter_file import FusedAdapter
-from flowgrain.adapters.source import AdapterSource, LayerUpdate, layer_names, read_adapter, recorded_fusions
-from flowgrain.adapters.targets import Layer, adaptable_layers
-from flowgrain.errors import CheckpointError, ModelError
+from flowgrain.adapters.fitting import fitting_updates
+from flowgrain.adapters.source import AdapterSource, read_adapter, read_recorded, recorded_fusions
+from flowgrain.errors import ModelError
 from flowgrain.families.base import Family
 
 _FUSED: "WeakKeyDictionary[nn.Module, tuple[FusedAdapter, ...]]" = WeakKeyDictionary()
@@ -51,15 +51,7 @@ def fuse_all(family: Family, wanted: tuple[FusedAdapter, ...]) -> tuple[FusedAda
             "adapter was trained on; load the model afresh"
         )
     for entry in wanted[len(present) :]:
-        if not Path(entry.path).is_file():
-            raise CheckpointError(f"{entry.path}: this adapter was trained on top of it, and it is gone; restore it")
-        source = read_adapter(Path(entry.path), entry.alpha)
-        if source.sha256 != entry.sha256:
-            raise CheckpointError(
-                f"{entry.path}: SHA-256 {source.sha256[:12]}..., but the adapter was trained on top of "
-                f"{entry.sha256[:12]}...; restore that file"
-            )
-        _merge(family, source)
+        _merge(family, read_recorded(entry))
         _FUSED[family.backbone] = (*fused_in(family), entry)
     return fused_in(family)
 
@@ -71,37 +63,12 @@ def fused_in(family: Family) -> tuple[FusedAdapter, ...]:
 
 def _merge(family: Family, source: AdapterSource) -> None:
     """Check all layers of all components, then change them."""
-    found: list[tuple[Layer, LayerUpdate]] = []
-    components = family.components()
-    for component, updates in source.components.items():
-        if component not in components:
-            raise CheckpointError(
-                f"{source.file}: adapts {component}, the model has only {', '.join(components)}; give another adapter"
-            )
-        layers = adaptable_layers(components[component])
-        own = layer_names(updates, set(layers))
-        found += [(_fitting(source, component, own[name], layers, update), update) for name, update in updates.items()]
+    components, found = family.components(), []
+    for (component, name), update in fitting_updates(family, source).items():
+        weight = components[component].get_submodule(name).weight
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            raise ModelError(f"{component}.{name}: its weight is quantised; adapters fuse into plain weights only")
+        found.append((weight, update))
     with torch.no_grad():
-        for layer, update in found:
-            layer.weight.copy_(update.merged(layer.weight))
-
-
-def _fitting(source: AdapterSource, component: str, name: str, layers: dict[str, Layer], update: LayerUpdate) -> Layer:
-    """The layer that an update is of, after checking that it can be added to it."""
-    layer = layers.get(name)
-    if layer is None:
-        raise CheckpointError(f"{source.file}: adapts {name}, which {component} has no linear layer or convolution for")
-    linear = isinstance(layer, nn.Linear)
-    own = (layer.out_features, layer.in_features) if linear else tuple(layer.weight.shape)
-    if own != update.shape:
-        raise CheckpointError(
-            f"{source.file}: {name} is {_size(update.shape)} there and {_size(own)} in the model; the adapter belongs "
-            "to another model"
-        )
-    if type(layer.weight) is not nn.Parameter or not layer.weight.is_floating_point():
-        raise ModelError(f"{component}.{name}: its weight is quantised; adapters fuse into plain weights only")
-    return layer
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(str(side) for side in shape)
+        for weight, update in found:
+            weight.copy_(update.merged(weight))

@@ -55,6 +55,8 @@ class ModelDescription:
     """Rates of single parameters, by pattern."""
     prediction_type: str | None = None
     """What a model of discrete noise levels predicts, in diffusers' words."""
+    zero_terminal_snr: bool | None = None
+    """Whether the last of these noise levels is noise alone."""
     resolution: tuple[int, int] | None = None
     """Width and height in pixels that the model is meant for."""
     trigger_phrase: str | None = None
@@ -118,6 +120,8 @@ def _training_metadata(described: ModelDescription) -> dict[str, str]:
         values |= _network(adapter)
     if described.learning_rates:
         values["ss_learning_rates"] = json.dumps(described.learning_rates, sort_keys=True)
+    if described.zero_terminal_snr is not None:
+        values["ss_zero_terminal_snr"] = str(described.zero_terminal_snr)
     if described.resolution is not None:
         values["ss_resolution"] = str(described.resolution)
     if described.tag_frequency is not None:

@@ -148,6 +148,19 @@ def read_adapter(path: Path, alpha: float | None = None) -> AdapterSource:
     return AdapterSource(file, _digest(file), components, content.fused)
 
 
+def read_recorded(entry: FusedAdapter) -> AdapterSource:
+    """An adapter that another one was trained on top of; raises CheckpointError where it is gone or was changed."""
+    if not Path(entry.path).is_file():
+        raise CheckpointError(f"{entry.path}: this adapter was trained on top of it, and it is gone; restore it")
+    found = read_adapter(Path(entry.path), entry.alpha)
+    if found.sha256 != entry.sha256:
+        raise CheckpointError(
+            f"{entry.path}: SHA-256 {found.sha256[:12]}..., but the adapter was trained on top of "
+            f"{entry.sha256[:12]}...; restore that file"
+        )
+    return found
+
+
 def layer_names(updates: dict[str, LayerUpdate], there: set[str]) -> dict[str, str]:
     """A file's layer names -> the component's own; files name CLIP's layers with a level that it may not have.
 

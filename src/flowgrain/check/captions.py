@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from flowgrain.check.findings import Finding
 from flowgrain.data.dataset import Slice
-from flowgrain.families.registry import resolve_model
+from flowgrain.families.registry import configuration_folder
 
 
 def captions(slices: Sequence[Slice]) -> Iterator[Finding]:
@@ -27,19 +26,19 @@ def captions(slices: Sequence[Slice]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def too_long(slices: Sequence[Slice], model: str) -> Iterator[Finding]:
+def too_long(slices: Sequence[Slice], model: str, config: str | None) -> Iterator[Finding]:
     """Captions that the model's sequence encoder cuts; its tokenizer is read, no weights.
 
     Of several encoders the last one gives the token sequence (T5 in FLUX and SD3); CLIP's pooled vector beside it
-    cuts at 77 tokens by design.
+    cuts at 77 tokens by design. ``config`` describes a single file.
     """
     from transformers import AutoTokenizer
 
-    location = resolve_model(model)
-    folders = sorted(Path(location).glob("tokenizer*")) if Path(location).is_dir() else []
-    if not folders:  # a hub model's tokenizers are downloaded with its weights
-        return
-    reader = AutoTokenizer.from_pretrained(folders[-1])
+    with configuration_folder(model, config) as location:
+        folders = sorted(location.glob("tokenizer*")) if location is not None else []
+        if not folders:  # a hub model's tokenizers are downloaded with its weights
+            return
+        reader = AutoTokenizer.from_pretrained(folders[-1])
     limit = reader.model_max_length
     lengths = {caption: len(reader(caption, verbose=False).input_ids) for caption in {item.caption for item in slices}}
     cut = sorted(f"{item.path} ({lengths[item.caption]} tokens)" for item in slices if lengths[item.caption] > limit)

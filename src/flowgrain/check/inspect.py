@@ -18,7 +18,7 @@ from flowgrain.families.base import Capabilities
 from flowgrain.families.registry import read_capabilities
 from flowgrain.granularity import Granularity, granularity_index
 from flowgrain.train.memory_forecast import forecast_disk
-from flowgrain.train.recipe import Recipe
+from flowgrain.train.recipe import ModelConfig, Recipe
 from flowgrain.train.setup import open_data
 
 Progress = Callable[[str, int, int], None]
@@ -28,12 +28,12 @@ _FEW_SLICES = 0.5
 """A fill below this is reported: small micro-batches waste a GPU."""
 
 
-def inspect_folder(folder: Path, model: str, on_progress: Progress) -> Inspection:
+def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> Inspection:
     """Check a folder of pictures or a decomposed data set for ``model``, with tuples of 8 roots as an example.
 
     Raises :class:`DataError` and :class:`ConfigError` for what a run could not open either.
     """
-    capabilities = read_capabilities(model)
+    capabilities = read_capabilities(model.path, model.config)
     decomposed = (folder / MANIFEST_NAME).is_file()
     data = DataConfig(path=folder, resolution=None if decomposed else capabilities.native_size)
     dataset = open_dataset(data, capabilities.pixel_multiple)
@@ -51,11 +51,11 @@ def inspect_folder(folder: Path, model: str, on_progress: Progress) -> Inspectio
 
 def inspect_recipe(recipe: Recipe, on_progress: Progress) -> Inspection:
     """Check the data, the split and the plan of a recipe; raises as :func:`inspect_folder`."""
-    capabilities = read_capabilities(recipe.model.path)
+    capabilities = read_capabilities(recipe.model.path, recipe.model.config)
     dataset, held_out = open_data(recipe, capabilities.pixel_multiple)
     plan = plan_epoch(dataset.table, recipe.tuples, recipe.seed, epoch=0)
     findings = [
-        *_findings(dataset, held_out, recipe.model.path, on_progress),
+        *_findings(dataset, held_out, recipe.model, on_progress),
         *_plan_findings(recipe.tuples, plan),
         *_recipe_findings(recipe, dataset, plan),
     ]
@@ -142,12 +142,14 @@ def _storage(dataset: SliceDataset, capabilities: Capabilities, target: Path, re
     )
 
 
-def _findings(dataset: SliceDataset, held_out: SliceDataset | None, model: str, on_progress: Progress) -> list[Finding]:
+def _findings(
+    dataset: SliceDataset, held_out: SliceDataset | None, model: ModelConfig, on_progress: Progress
+) -> list[Finding]:
     found = [
         Finding("warning", "unreadable", f"left out of training: {reason}", (str(path),))
         for path, reason in dataset.problems
     ]
-    found += [*captions(dataset.slices), *too_long(dataset.slices, model), *shapes(dataset.slices)]
+    found += [*captions(dataset.slices), *too_long(dataset.slices, model.path, model.config), *shapes(dataset.slices)]
     whole = whole_pictures(dataset.slices)
     digests = {name: item.digest for name, item in whole.items()}
     found += duplicates(digests)

@@ -19,6 +19,9 @@ def check(
     model: Annotated[
         str, typer.Option("--model", help="Model to check a folder for; a recipe names its own.")
     ] = "tiny-flux",
+    model_config: Annotated[
+        str | None, typer.Option("--model-config", help="Folder or hub id that describes a single-file --model.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
 ) -> None:
     """Check data before a GPU second is spent: the arithmetic from images to updates, and every problem with its file.
@@ -37,7 +40,7 @@ def check(
 
     if form == "html" and out is None:
         raise ConfigError("--format html needs --out FILE.html")
-    inspection = _inspect(subject, overrides or [], model)
+    inspection = _inspect(subject, overrides or [], model, model_config)
     if form == "html":
         text = as_page(inspection).render()
     else:
@@ -51,14 +54,14 @@ def check(
         raise typer.Exit(2)
 
 
-def _inspect(subject: str, overrides: list[str], model: str) -> "Inspection":
+def _inspect(subject: str, overrides: list[str], model: str, model_config: str | None) -> "Inspection":
     from rich.progress import Progress
 
     from flowgrain.check.inspect import inspect_folder, inspect_recipe, require_folder_or_recipe
     from flowgrain.cli.console import stderr_console
     from flowgrain.config import load_config
     from flowgrain.errors import ConfigError
-    from flowgrain.train.recipe import Recipe, find_recipe
+    from flowgrain.train.recipe import ModelConfig, Recipe, find_recipe
 
     folder = require_folder_or_recipe(subject)
     if folder is not None and overrides:
@@ -73,5 +76,5 @@ def _inspect(subject: str, overrides: list[str], model: str) -> "Inspection":
             bars.update(tasks[what], completed=done)
 
         if folder is not None:
-            return inspect_folder(folder, model, on_progress)
+            return inspect_folder(folder, ModelConfig(path=model, config=model_config), on_progress)
         return inspect_recipe(load_config(Recipe, find_recipe(subject), overrides)[0], on_progress)

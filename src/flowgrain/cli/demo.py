@@ -1,13 +1,19 @@
 """``flowgrain demo``: the main job on the embedded bundle, start to report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for everything that the demo makes.")] = Path("demo"),
+    arch: Annotated[
+        Literal["flux", "sdxl"],
+        typer.Option("--arch", help="Embedded model: a flow-matching transformer or a diffusion U-Net."),
+    ] = "flux",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for everything that the demo makes; demo or demo-sdxl.")
+    ] = None,
     domain: Annotated[
         str, typer.Option("--domain", help="Embedded style: fluent3d, openmoji or streamline.")
     ] = "fluent3d",
@@ -22,6 +28,8 @@ def demo(
 
         flowgrain demo --domain openmoji --out demo-openmoji
 
+        flowgrain demo --arch sdxl
+
     Run the same command again after an interruption: finished steps are kept.
     """
     from flowgrain.cli.progress import TrainingProgress
@@ -29,7 +37,10 @@ def demo(
     from flowgrain.demo.page import REPORT_NAME, gather_arms, measure, write_report
     from flowgrain.demo.study import BASE, Clock, DemoPlan, check_arms, cut, draw_pictures, recipe, train_arm
 
-    plan = DemoPlan(load_domain(domain), out, check_arms(arms), budget=slices, seeds=seeds, seed=seed)
+    if out is None:
+        out = Path("demo" if arch == "flux" else f"demo-{arch}")
+    names = check_arms(arms, arch)
+    plan = DemoPlan(load_domain(domain), out, arch, names, budget=slices, seeds=seeds, seed=seed)
     clock = Clock()
     speeds: dict[tuple[str, float | None], float | None] = {}
     with TrainingProgress("demo") as progress:

@@ -1,12 +1,13 @@
 """``flowgrain export`` and ``flowgrain import``: adapters for other programs, and adapters of theirs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from flowgrain.export.adapter_export import LayerUpdates
+    from flowgrain.adapters.fitting import LayerUpdates
     from flowgrain.export.layout import Target
     from flowgrain.export.source import ExportSource
     from flowgrain.families.base import Family
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16", "float16"]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, print what would be written, write nothing.")
+]
+ModelConfig = Annotated[
+    str | None, typer.Option("--model-config", help="Folder or hub id that describes a single-file --model.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file or folder.")]
 
@@ -31,6 +35,7 @@ def export(
         Path | None, typer.Option("--checkpoint", help="One checkpoint folder, or 'best' of the run: lowest loss.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Base model; the run's by default.")] = None,
+    model_config: ModelConfig = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="File (.safetensors) or folder; in RUN/exports by default.")
     ] = None,
@@ -60,10 +65,14 @@ def export(
     """
     from flowgrain.errors import CheckpointError, ConfigError
     from flowgrain.export.source import open_source
+    from flowgrain.sample.run_folder import ModelChoice
 
+    if model_config is not None and model is None:
+        raise ConfigError("--model-config describes a single file that --model names; give both")
     if component_only and to != "merged":
         raise ConfigError("--component-only is read with --to merged alone; remove it")
-    found = open_source(source, at, checkpoint, model)
+    choice = None if model is None else ModelChoice(model, None, "float32", config=model_config)
+    found = open_source(source, at, checkpoint, choice)
     if to == "merged":
         _merge(found, out or found.folder / f"{found.name}-merged", dtype, component_only, dry_run, force)
         return
@@ -80,8 +89,11 @@ def import_adapter(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Adapter file (.safetensors) of kohya's tools, ComfyUI or diffusers.")
     ],
-    model: Annotated[str, typer.Option("--model", help="Model that it belongs to: folder, hub id or tiny-flux.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Model that it belongs to: folder, hub id, single file or tiny-flux.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    model_config: ModelConfig = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", min=0.0, help="The alpha it was trained with, where the file says none.")
     ] = None,
@@ -110,7 +122,7 @@ def import_adapter(
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; give an adapter file")
     _refuse_existing(out, dry_run, force, IMPORTED_NAME)
-    skeleton = _skeleton(ModelChoice(model, None, "float32"))
+    skeleton = _skeleton(ModelChoice(model, None, "float32", config=model_config))
     imported = read_any(skeleton, file, alpha, ignore_unknown=ignore_unknown)
     if imported.ignored:
         typer.echo(f"left out: {', '.join(imported.ignored)}", err=True)
@@ -126,6 +138,7 @@ def import_adapter(
 def _convert(found: "ExportSource", to: "Target", target: Path, dtype: Dtype, dry_run: bool, force: bool) -> None:
     import torch
 
+    from flowgrain.adapters.trained_path import path_notes
     from flowgrain.export.adapter_export import convert, summary, tensors_of, write_exported
     from flowgrain.export.layout import file_format
 
@@ -134,7 +147,7 @@ def _convert(found: "ExportSource", to: "Target", target: Path, dtype: Dtype, dr
     exported = convert(skeleton, found.adapter, file_format(skeleton, to))
     for line in summary(exported) if dry_run else ():
         typer.echo(line)
-    for note in exported.notes:
+    for note in (*exported.notes, *path_notes(skeleton, found.adapter)):
         typer.echo(f"note: {note}", err=True)
     kind = getattr(torch, dtype)
     size = sum(tensor.nbytes for tensor in tensors_of(exported, kind).values()) / 2**20
@@ -151,18 +164,21 @@ def _merge(
 ) -> None:
     import torch
 
+    from flowgrain.adapters.trained_path import path_notes
     from flowgrain.export.merged import RECORD_NAME, check_space, merge, plan_merge
-    from flowgrain.families.registry import load_family
+    from flowgrain.sample.session import load_model
 
     _refuse_existing(out, dry_run, force, RECORD_NAME)
     chosen = dtype or found.model.dtype
-    kind = getattr(torch, chosen)
-    plan = plan_merge(_skeleton(found.model), found, kind, component_only=component_only)
+    skeleton = _skeleton(found.model)
+    plan = plan_merge(skeleton, found, getattr(torch, chosen), component_only=component_only)
+    for note in path_notes(skeleton, found.adapter) if component_only else ():
+        typer.echo(f"note: {note}", err=True)
     check_space(plan, out)
     others = f", copied: {', '.join(path.name for path in plan.copied)}" if plan.copied else ""
     others += f", saved too: {', '.join(plan.saved)}" if plan.saved else ""
     if not dry_run:
-        merge(load_family(found.model.path, found.model.family, kind, torch.device("cpu")), plan, out)
+        merge(load_model(replace(found.model, dtype=chosen), torch.device("cpu")), plan, out)
     typer.echo(
         f"{found.name}: merged into {', '.join(plan.components)} of {found.model.path} in {chosen}{others}; "
         f"{plan.needed / 2**20:,.1f} MiB{' would be written to' if dry_run else ' ->'} {out}"
@@ -174,7 +190,7 @@ def _skeleton(model: "ModelChoice") -> "Family":
 
     from flowgrain.families.registry import load_skeleton
 
-    return load_skeleton(model.path, model.family, torch.float32)
+    return load_skeleton(model.path, model.family, torch.float32, model.config)
 
 
 def _refuse_existing(out: Path, dry_run: bool, force: bool, marker: str | None = None) -> None:

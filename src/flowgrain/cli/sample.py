@@ -26,7 +26,10 @@ def sample(
         Path | None, typer.Option("--checkpoint", help="One checkpoint folder, or 'best' of RUN: lowest held-out loss.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A model instead of RUN: folder, hub id or tiny-flux.")
+        str | None, typer.Option("--model", help="A model instead of RUN: folder, hub id, single file or tiny-flux.")
+    ] = None,
+    model_config: Annotated[
+        str | None, typer.Option("--model-config", help="Folder or hub id that describes a single-file --model.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Sample folder; in RUN/samples by default.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the sampler.")] = 28,
@@ -87,7 +90,7 @@ def sample(
         "--base": base,
     }
     if protocol is not None:
-        alone = {"RUN": run, "--model": model, "--at": at, "--checkpoint": checkpoint}
+        alone = {"RUN": run, "--model": model, "--model-config": model_config, "--at": at, "--checkpoint": checkpoint}
         _refuse(alone, "does not go with --protocol; name the runs with --run NAME=FOLDER")
         request = request_of(
             read_protocol(protocol), runs or [], prompts, seeds, config, base=base, dataset=dataset,
@@ -97,7 +100,7 @@ def sample(
     _refuse(comparing, "is read with --protocol alone")
     if prompts is None:
         raise ConfigError("--prompts is missing; give a text file with one prompt a line")
-    name, choice, chosen = _choose(run, model, dtype, at, checkpoint)
+    name, choice, chosen = _choose(run, model, model_config, dtype, at, checkpoint)
     plan = SamplePlan(
         run=name,
         model=choice,
@@ -110,6 +113,10 @@ def sample(
     pictures = f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds = {len(plan.prompts) * len(plan.seeds)} pictures"
     weights = f"{choice.path} with {chosen.path}" if chosen else choice.path
     typer.echo(f"{name}: {pictures}, {steps} steps, guidance {guidance:g}, from {weights} to {plan.out}")
+    if choice.prediction is not None or choice.zero_terminal_snr is not None:
+        from flowgrain.adapters.trained_path import TrainedPath
+
+        typer.echo(f"note: drawn with {TrainedPath(choice.prediction, choice.zero_terminal_snr)}, as trained", err=True)
     if dry_run:
         return
     outcome = _draw(plan, device)
@@ -125,21 +132,36 @@ def _refuse(options: dict[str, object], why: str) -> None:
 
 
 def _choose(
-    run: Path | None, model: str | None, dtype: str | None, at: float | None, checkpoint: Path | None
+    run: Path | None,
+    model: str | None,
+    model_config: str | None,
+    dtype: str | None,
+    at: float | None,
+    checkpoint: Path | None,
 ) -> "tuple[str, ModelChoice, Checkpoint | None]":
     """Run name, model and checkpoint that the options mean."""
     from flowgrain.errors import ConfigError
-    from flowgrain.sample.run_folder import ModelChoice, best_checkpoint, choose_checkpoint, open_checkpoint, read_run
+    from flowgrain.sample.run_folder import (
+        ModelChoice,
+        best_checkpoint,
+        choose_checkpoint,
+        on_path_of,
+        open_checkpoint,
+        read_run,
+    )
 
     if (run is None) == (model is None):
         raise ConfigError("give either RUN, a folder of 'flowgrain train', or --model with a model, not both or none")
+    if run is not None and model_config is not None:
+        raise ConfigError("--model-config describes a single file that --model names; a RUN says its own")
     if at is not None and (run is None or checkpoint is not None):
         raise ConfigError("--at chooses among the checkpoints of RUN; it does not go with --model or --checkpoint")
     best = run is not None and checkpoint == Path("best")
     chosen = open_checkpoint(checkpoint) if checkpoint and not best else None
     if run is None:
         name = "base" if chosen is None else chosen.path.name
-        return name, ModelChoice(str(model), None, dtype or "float32"), chosen
+        choice = ModelChoice(str(model), None, dtype or "float32", config=model_config)
+        return name, on_path_of(choice, chosen.adapter) if chosen else choice, chosen
     name, choice = read_run(run)
     chosen = best_checkpoint(run) if best else chosen
     if dtype is not None:
@@ -167,16 +189,13 @@ def _default_out(run: Path | None, checkpoint: "Checkpoint | None", config: "Sam
 
 
 def _draw(plan: "SamplePlan", device: str) -> "SampleOutcome":
-    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flowgrain.cli.console import stderr_console
     from flowgrain.cli.device import open_device
-    from flowgrain.families.registry import load_family
-    from flowgrain.sample.session import draw
+    from flowgrain.sample.session import draw, load_model
 
-    dtype = torch.bfloat16 if plan.model.dtype == "bfloat16" else torch.float32
-    family = load_family(plan.model.path, plan.model.family, dtype, open_device(device))
+    family = load_model(plan.model, open_device(device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr_console()) as bars:
         task = bars.add_task(f"{plan.run}: drawing", total=None)

@@ -7,10 +7,8 @@ import typer
 
 if TYPE_CHECKING:
     from flowgrain.evaluate.protocol import ProtocolConfig
-    from flowgrain.families.base import Family
     from flowgrain.sample.comparison import ComparisonRequest
     from flowgrain.sample.generate import SampleConfig
-    from flowgrain.sample.run_folder import ModelChoice
 
 
 def read_protocol(text: str) -> "ProtocolConfig":
@@ -90,7 +88,9 @@ def sample_protocol(request: "ComparisonRequest", device: str, dry_run: bool) ->
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flowgrain.cli.console import stderr_console
+    from flowgrain.cli.device import open_device
     from flowgrain.sample.comparison import draw_comparison, plan_comparison
+    from flowgrain.sample.session import load_model
 
     plan = plan_comparison(request)
     for note in plan.notes:
@@ -115,16 +115,6 @@ def sample_protocol(request: "ComparisonRequest", device: str, dry_run: bool) ->
             bars.start_task(tasks[name])
             bars.update(tasks[name], completed=done, total=total)
 
-        outcome = draw_comparison(plan, request.out, lambda model: _load(model, device), advance)
+        outcome = draw_comparison(plan, request.out, lambda model: load_model(model, open_device(device)), advance)
     typer.echo(f"{request.dataset}: {outcome.drawn} pictures drawn, {outcome.kept} kept")
     typer.echo(f"next: flowgrain evaluate {request.out}")
-
-
-def _load(model: "ModelChoice", device: str) -> "Family":
-    import torch
-
-    from flowgrain.cli.device import open_device
-    from flowgrain.families.registry import load_family
-
-    dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
-    return load_family(model.path, model.family, dtype, open_device(device))

@@ -11,16 +11,18 @@ import yaml
 
 from flowgrain.data.images import list_images
 from flowgrain.data.records import REJECTS_NAME
-from flowgrain.demo.study import BASE, MODEL, DemoPlan, pictures, read_records, recipe
+from flowgrain.demo.study import BASE, DemoPlan, pictures, read_records, recipe
 from flowgrain.evaluate.encoders.mobilenet import MobileNetV2Encoder
 from flowgrain.evaluate.table import MetricTable, PictureSet, loss_metrics, picture_metrics
+from flowgrain.families.base import Family
 from flowgrain.families.registry import load_family
 from flowgrain.granularity import GRANULARITIES
 from flowgrain.report.arms import Arm, DataInfo, Picture, PictureKind, describe_data
 from flowgrain.report.comparison import comparison_page
 from flowgrain.report.run_log import RunLog, parse_log
-from flowgrain.report.sections.training import TimeLaws
+from flowgrain.report.sections.training import LossWeights, TimeLaws
 from flowgrain.train.log import read_log
+from flowgrain.train.setup import path_of
 from flowgrain.train.state import RECIPE_NAME, RUN_NAME
 
 REPORT_NAME = "report.html"
@@ -94,16 +96,18 @@ def write_report(
     run = json.loads((plan.run(plan.arms[0]) / RUN_NAME).read_text(encoding="utf-8"))
     roots = len(list_images(plan.domain.train))
     subtitle = (
-        f"{MODEL} fine-tuned on {roots} pictures of {plan.domain.title}: {' against '.join(plan.arms)}, the same "
+        f"{plan.model} fine-tuned on {roots} pictures of {plan.domain.title}: {' against '.join(plan.arms)}, the same "
         f"{plan.budget} slices at 1.0 N1, one run an arm"
     )
+    family = load_family(plan.model, None, torch.float32, torch.device("cpu"))
     page = comparison_page(
         "Baseline against granularity" if len(plan.arms) == 2 else "Arms side by side",
         subtitle,
         arms,
         _data(plan),
         metrics,
-        laws=_laws(plan),
+        laws=_laws(plan, family),
+        weights=_weights(plan, family),
         stages=stages,
         versions=run["versions"],
     )
@@ -129,9 +133,13 @@ def _data(plan: DemoPlan) -> DataInfo:
     return describe_data(plan.domain.title, records, plan.dataset, rejected=reasons, credit=plan.domain.credit)
 
 
-def _laws(plan: DemoPlan) -> TimeLaws:
-    """The unmodulated law, and that of the last arm, at the commonest bucket of each level."""
-    family = load_family(MODEL, None, torch.float32, torch.device("cpu"))
+def _laws(plan: DemoPlan, family: Family) -> TimeLaws | None:
+    """The law without modulation, and the last arm's, at the commonest bucket of each level.
+
+    None for a diffusion model, whose noise levels are drawn alike for all.
+    """
+    if family.default_time_law() == "uniform":
+        return None
     tokens = {}
     for granularity in GRANULARITIES:
         sizes = Counter((r.width, r.height) for r in read_records(plan.dataset) if r.granularity == granularity)
@@ -142,4 +150,15 @@ def _laws(plan: DemoPlan) -> TimeLaws:
     shift, kind = family.default_shift(), family.default_time_law()
     return TimeLaws(
         modulated.model_copy(update={"granularity_shift": {}}).law(shift, kind), modulated.law(shift, kind), tokens
+    )
+
+
+def _weights(plan: DemoPlan, family: Family) -> LossWeights | None:
+    """The first arm's loss weights and the last one's; None where neither weighs."""
+    first, last = recipe(plan, plan.arms[0]), recipe(plan, plan.arms[-1])
+    if first.weighting.kind == last.weighting.kind == "none":
+        return None
+    return LossWeights(
+        first.weighting.build(path_of(first, family)),
+        last.weighting.build(path_of(last, family)),
     )

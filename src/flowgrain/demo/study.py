@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -28,7 +29,7 @@ from flowgrain.train.loop import Observer, train
 from flowgrain.train.recipe import Recipe, find_recipe
 from flowgrain.train.state import RUN_NAME
 
-MODEL = "tiny-flux"
+Architecture = Literal["flux", "sdxl"]
 BASE = "base"
 SAMPLER = {"steps": 20, "guidance": 2.5, "batch_size": 32}
 Stage = Callable[[str, int, int], None]
@@ -41,12 +42,18 @@ class DemoPlan:
 
     domain: Domain
     out: Path
+    architecture: Architecture = "flux"
     arms: tuple[str, ...] = ("baseline", "granularity")
     budget: int = 2400
     """N1 in slices: every arm sees the same number of slices."""
     seeds: int = 2
     seed: int = 0
     sampler: SampleConfig = field(default_factory=lambda: SampleConfig.model_validate(SAMPLER))
+
+    @property
+    def model(self) -> str:
+        """The embedded model that is fine-tuned."""
+        return f"tiny-{self.architecture}"
 
     @property
     def dataset(self) -> Path:
@@ -67,13 +74,13 @@ class DemoPlan:
         return self.out / "samples" / (arm if fraction is None else f"{arm}-{fraction:g}")
 
 
-def check_arms(text: str) -> tuple[str, ...]:
+def check_arms(text: str, architecture: Architecture = "flux") -> tuple[str, ...]:
     """Names of arms from a comma-separated list; raises ConfigError for an unknown or repeated one."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if len(set(names)) != len(names) or not names:
         raise ConfigError(f"--arms '{text}': name each arm once, for example baseline,granularity")
     for name in names:
-        find_recipe(f"{MODEL}-{name}")
+        find_recipe(f"tiny-{architecture}-{name}")
     return names
 
 
@@ -112,7 +119,7 @@ def recipe(plan: DemoPlan, arm: str) -> Recipe:
         f"budget.amount={plan.budget}",
         f"seed={plan.seed}",
     ]
-    return load_config(Recipe, find_recipe(f"{MODEL}-{arm}"), overrides)[0]
+    return load_config(Recipe, find_recipe(f"{plan.model}-{arm}"), overrides)[0]
 
 
 def train_arm(plan: DemoPlan, arm: str, observer: Observer) -> bool:
@@ -139,11 +146,11 @@ def prompts(plan: DemoPlan) -> dict[str, PictureKind]:
 def draw_pictures(plan: DemoPlan, arm: str, fraction: float | None, on_stage: Stage) -> float | None:
     """Draw an arm's pictures at a checkpoint; pictures per second, None where all were there already."""
     checkpoint = None if fraction is None else choose_checkpoint(plan.run(arm), fraction)
-    family = load_family(MODEL, None, torch.float32, torch.device("cpu"))
+    family = load_family(plan.model, None, torch.float32, torch.device("cpu"))
     what = f"drawing {arm}" if fraction is None else f"drawing {arm} at {fraction:g} N1"
     sample_plan = SamplePlan(
         run=arm,
-        model=ModelChoice(MODEL, None, "float32"),
+        model=ModelChoice(plan.model, None, "float32"),
         checkpoint=checkpoint,
         prompts=list(prompts(plan)),
         seeds=list(range(plan.seeds)),

@@ -16,10 +16,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor
 
-from flowgrain.adapters.adapter_file import FusedAdapter, described
+from flowgrain.adapters.adapter_file import described, read_header
+from flowgrain.adapters.fitting import LayerUpdates, fitting_updates
 from flowgrain.adapters.lora import DORA_VARIANT
-from flowgrain.adapters.source import AdapterSource, LayerUpdate, layer_names, read_adapter
-from flowgrain.adapters.targets import adaptable_layers
+from flowgrain.adapters.source import AdapterSource, LayerUpdate, read_adapter, read_recorded
 from flowgrain.errors import CheckpointError
 from flowgrain.export.layout import KOHYA_KEYS, Format, Module, Target, peft_magnitude
 from flowgrain.export.updates import Columns, added, folded, under_one_another
@@ -27,14 +27,11 @@ from flowgrain.export.weights_file import (
     COLUMNS_KEY,
     IMPLEMENTATION_KEY,
     about_the_adapter,
-    read_header,
     rounded,
     write_weights,
 )
 from flowgrain.families.base import Family
 
-LayerUpdates = dict[tuple[str, str], LayerUpdate]
-"""(component, its own layer name) -> update."""
 _MERGED = "use --to merged"
 _IMPLEMENTATIONS = {"flux": "https://github.com/black-forest-labs/flux"}
 _STABILITY = "https://github.com/Stability-AI/generative-models"
@@ -115,28 +112,6 @@ def tensors_of(exported: Exported, dtype: torch.dtype) -> dict[str, Tensor]:
     return tensors
 
 
-def fitting_updates(file: Path, family: Family, source: AdapterSource) -> LayerUpdates:
-    """A source's updates by our names; raises CheckpointError for one whose layer the model does not have so."""
-    components, found = family.components(), {}
-    for component, updates in source.components.items():
-        if component not in components:
-            raise CheckpointError(
-                f"{file}: adapts {component}, the model has only {', '.join(components)}; give its own model"
-            )
-        layers = adaptable_layers(components[component])
-        own = layer_names(updates, set(layers))
-        for name, update in updates.items():
-            layer = layers.get(own[name])
-            if layer is None or tuple(layer.weight.shape) != update.shape:
-                what = "has no such layer" if layer is None else f"has {tuple(layer.weight.shape)} there"
-                raise CheckpointError(
-                    f"{file}: adapts {component}.{own[name]} of shape {update.shape}, the model {what}; give its own "
-                    "model"
-                )
-            found[component, own[name]] = update
-    return found
-
-
 def summary(exported: Exported) -> list[str]:
     """One line for each kind of module: our layers, the module, how many, and their ranks."""
     groups: dict[tuple[str, str], list[ExportedModule]] = {}
@@ -164,26 +139,14 @@ def _refuse_dora(source: AdapterSource, target: Format) -> None:
 
 def _with_fused(family: Family, source: AdapterSource) -> LayerUpdates:
     """An adapter's updates and those of the adapters under it: sums of low rank as long as all are plain."""
-    updates = fitting_updates(source.file, family, source)
+    updates = fitting_updates(family, source)
     for entry in source.fused:
-        under = _read_fused(entry)
+        under = read_recorded(entry)
         if under.kind == "dora":
             raise CheckpointError(f"{source.file}: was trained on top of the DoRA {entry.path}; {_MERGED}")
-        for key, update in fitting_updates(under.file, family, under).items():
+        for key, update in fitting_updates(family, under).items():
             updates[key] = added(updates[key], update) if key in updates else update
     return updates
-
-
-def _read_fused(entry: FusedAdapter) -> AdapterSource:
-    if not Path(entry.path).is_file():
-        raise CheckpointError(f"{entry.path}: this adapter was trained on top of it, and it is gone; restore it")
-    found = read_adapter(Path(entry.path), entry.alpha)
-    if found.sha256 != entry.sha256:
-        raise CheckpointError(
-            f"{entry.path}: SHA-256 {found.sha256[:12]}..., but the adapter was trained on top of "
-            f"{entry.sha256[:12]}...; restore that file"
-        )
-    return found
 
 
 def _entry(file: Path, module: Module, updates: LayerUpdates) -> ExportedModule:

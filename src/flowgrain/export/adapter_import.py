@@ -15,12 +15,13 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from torch import Tensor
 
-from flowgrain.adapters.adapter_file import write_adapter_file
+from flowgrain.adapters.adapter_file import read_header, write_adapter_file
 from flowgrain.adapters.base import some
+from flowgrain.adapters.fitting import LayerUpdates, fitting_updates
 from flowgrain.adapters.source import LayerUpdate, init_digest, read_adapter
 from flowgrain.adapters.targets import adaptable_layers
 from flowgrain.errors import CheckpointError
-from flowgrain.export.adapter_export import LayerUpdates, dora_entries, fitting_updates, peft_settings
+from flowgrain.export.adapter_export import dora_entries, peft_settings
 from flowgrain.export.layout import Module, components_of, names_on_import, peft_magnitude
 from flowgrain.export.updates import Columns, apart, untuckered
 from flowgrain.export.weights_file import (
@@ -28,7 +29,6 @@ from flowgrain.export.weights_file import (
     IMPLEMENTATION_KEY,
     WeightsFile,
     about_the_adapter,
-    read_header,
     read_weights,
     writing,
 )
@@ -87,7 +87,7 @@ def read_any(family: Family, path: Path, alpha: float | None = None, *, ignore_u
         source = read_adapter(path, alpha)
         if source.fused:
             raise CheckpointError(f"{path}: is an adapter of flowgrain on top of others; export it, or use it as it is")
-        updates, header = fitting_updates(path, family, source), about_the_adapter(read_header(path))
+        updates, header = fitting_updates(family, source), about_the_adapter(read_header(path))
         return Imported(path.name, source.sha256, updates, header, ())
     file = read_weights(path)
     names = names_on_import(family)

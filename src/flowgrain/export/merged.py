@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowgrain.adapters.adapter_file import read_header
 from flowgrain.adapters.base import FULL_NAME
 from flowgrain.adapters.fusing import fuse
 from flowgrain.adapters.source import init_digest, read_adapter
 from flowgrain.errors import CheckpointError, ModelError
 from flowgrain.export.source import ExportSource
-from flowgrain.export.weights_file import about_the_adapter, read_header, writing
+from flowgrain.export.weights_file import about_the_adapter, writing
 from flowgrain.families.base import Family
 from flowgrain.families.loading import load_component
 from flowgrain.families.registry import resolve_model
 from flowgrain.files import atomic_directory, atomic_write_text
 
-INDEX_NAME = "model_index.json"
+INDEX_NAME, SCHEDULER = "model_index.json", "scheduler"
 RECORD_NAME = "flowgrain.json"
 """Says what was merged into which model."""
 _ONE_FILE = "1000GB"
@@ -43,6 +44,8 @@ class MergePlan:
     """Folders and files of the base model that are copied."""
     saved: tuple[str, ...]
     """Other parts, saved from memory: the base model is no folder here."""
+    scheduler: bool
+    """Whether the scheduler is written anew: the adapter changes what the model predicts."""
     needed: int
     """Bytes."""
     component_only: bool
@@ -69,7 +72,11 @@ def plan_merge(skeleton: Family, source: ExportSource, dtype: torch.dtype, *, co
         parts = {**skeleton.components(), **skeleton.encoders()}
         saved = tuple(name for name in parts if name not in components)
         size += sum(_bytes(parts[name], dtype) for name in saved)
-    return MergePlan(source, components, copied, saved, size, component_only)
+    model = source.model
+    changed = bool(copied) and (model.prediction is not None or model.zero_terminal_snr is not None)
+    if changed:
+        copied = tuple(path for path in copied if path.name != SCHEDULER)
+    return MergePlan(source, components, copied, saved, changed, size, component_only)
 
 
 def check_space(plan: MergePlan, out: Path) -> None:
@@ -86,6 +93,7 @@ def check_space(plan: MergePlan, out: Path) -> None:
 def merge(family: Family, plan: MergePlan, out: Path) -> None:
     """Merge the adapter into the weights of ``family`` and write the folder; a crash leaves no partial one.
 
+    ``family`` is the source's model (:func:`flowgrain.sample.session.load_model`).
     Raises CheckpointError for an adapter that does not fit or a disk that fails, ModelError for weights that the
     dtype cannot hold.
     """
@@ -101,6 +109,8 @@ def merge(family: Family, plan: MergePlan, out: Path) -> None:
             changed[name].save_pretrained(temporary / name, max_shard_size=_ONE_FILE)
         for path in plan.copied:
             _copy(path, temporary / path.name)
+        if plan.scheduler:
+            _write_scheduler(family.pipeline().scheduler, temporary)
         atomic_write_text(temporary / RECORD_NAME, json.dumps(_record(plan), indent=2, sort_keys=True) + "\n")
 
 
@@ -146,6 +156,14 @@ def _copy(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
     else:
         shutil.copytree(path, target, copy_function=shutil.copyfile)
+
+
+def _write_scheduler(scheduler: Any, folder: Path) -> None:
+    """Save a scheduler and name its class in the index."""
+    scheduler.save_pretrained(folder / SCHEDULER)
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    index[SCHEDULER] = ["diffusers", type(scheduler).__name__]
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _bytes(module: nn.Module, dtype: torch.dtype) -> int:

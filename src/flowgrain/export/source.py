@@ -10,6 +10,7 @@ from flowgrain.sample.run_folder import (
     ModelChoice,
     best_checkpoint,
     choose_checkpoint,
+    on_path_of,
     open_checkpoint,
     read_run,
 )
@@ -33,11 +34,12 @@ class ExportSource:
         return self.adapter.is_dir()
 
 
-def open_source(path: Path, at: float | None, checkpoint: Path | None, model: str | None) -> ExportSource:
+def open_source(path: Path, at: float | None, checkpoint: Path | None, model: ModelChoice | None) -> ExportSource:
     """The adapter that ``path`` means: a run's last checkpoint or the one chosen, else an adapter folder or file.
 
-    ``checkpoint`` is a checkpoint folder or ``best``. ``model`` takes the place of the run's, and is needed where the
-    adapter is no run's. Raises ConfigError and CheckpointError for what is missing, unfinished or contradictory.
+    ``checkpoint`` is a checkpoint folder or ``best``. ``model`` takes the place of the run's, in the run's dtype; it is
+    needed where the adapter is no run's. Raises ConfigError and CheckpointError for what is missing, unfinished or
+    contradictory.
     """
     if (path / "recipe.yaml").is_file():
         return _of_run(path, _chosen(path, at, checkpoint), model)
@@ -49,7 +51,7 @@ def open_source(path: Path, at: float | None, checkpoint: Path | None, model: st
     if model is None:
         raise ConfigError(f"--model is missing; {path} is no run, give the model that its adapter belongs to")
     name = adapter.stem if path.is_file() else path.resolve().name
-    return ExportSource(name, adapter, ModelChoice(model, None, "float32"), Path())
+    return ExportSource(name, adapter, on_path_of(model, adapter), Path())
 
 
 def _chosen(run: Path, at: float | None, checkpoint: Path | None) -> Checkpoint:
@@ -60,9 +62,9 @@ def _chosen(run: Path, at: float | None, checkpoint: Path | None) -> Checkpoint:
     return best_checkpoint(run) if checkpoint == Path("best") else open_checkpoint(checkpoint)
 
 
-def _of_run(run: Path, checkpoint: Checkpoint, model: str | None) -> ExportSource:
+def _of_run(run: Path, checkpoint: Checkpoint, model: ModelChoice | None) -> ExportSource:
     name, choice = read_run(run)
-    if model is not None:
-        choice = replace(choice, path=model, family=None)
     found = locate_adapter(checkpoint.adapter)
+    if model is not None:
+        choice = on_path_of(replace(model, dtype=choice.dtype), found)
     return ExportSource(f"{name}-{checkpoint.path.name}", found, choice, run / "exports")

@@ -1,7 +1,5 @@
 """Adapter files of any program: their tensors and header, read and written."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,16 +8,14 @@ from pathlib import Path
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from flowgrain.adapters.adapter_file import FUSED_KEY
+from flowgrain.adapters.adapter_file import FUSED_KEY, HASH_KEY, file_bytes, reading
 from flowgrain.errors import CheckpointError
 from flowgrain.files import atomic_write_bytes
 
 COLUMNS_KEY = "flowgrain_columns"
 """Header entry: which columns of a joined module's B belong to which of our layers."""
-SPEC_KEY, HASH_KEY = "modelspec.sai_model_spec", "modelspec.hash_sha256"
 IMPLEMENTATION_KEY = "modelspec.implementation"
 _OF_THE_LAYOUT = ("format", LORA_ADAPTER_METADATA_KEY, FUSED_KEY, COLUMNS_KEY, HASH_KEY)
 """Entries that describe a file's layout or bytes, hence are not those of another file."""
@@ -36,24 +32,8 @@ class WeightsFile:
 
 def read_weights(path: Path) -> WeightsFile:
     """Read a file; raises CheckpointError where it is damaged or no safetensors file (pickles are never opened)."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return WeightsFile(path, {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: cannot be read as a safetensors file ({reason}); restore it, or save it as safetensors"
-        ) from None
-
-
-def read_header(path: Path) -> dict[str, str]:
-    """A file's header alone; raises as :func:`read_weights`."""
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return stream.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: cannot be read as a safetensors file ({reason}); restore it") from None
+    with reading(path), safe_open(path, framework="pt") as stream:
+        return WeightsFile(path, {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {})
 
 
 def about_the_adapter(header: dict[str, str]) -> dict[str, str]:
@@ -63,17 +43,9 @@ def about_the_adapter(header: dict[str, str]) -> dict[str, str]:
 
 def write_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     """Write a file; the same inputs give the same bytes. A header of ModelSpec gets the hash of the tensors."""
-    data = serialize({name: tensor.contiguous() for name, tensor in tensors.items()})
-    start = 8 + int.from_bytes(data[:8], "little")
-    entries = {**header, "format": "pt"}
-    if SPEC_KEY in header:
-        entries[HASH_KEY] = f"0x{hashlib.sha256(data[start:]).hexdigest()}"
-    # the library writes metadata in random order
-    text = json.dumps({"__metadata__": dict(sorted(entries.items())), **json.loads(data[8:start])}, ensure_ascii=False)
-    encoded = text.encode()
-    encoded += b" " * (-len(encoded) % 8)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with writing(path):
-        atomic_write_bytes(path, len(encoded).to_bytes(8, "little") + encoded + data[start:])
+        atomic_write_bytes(path, file_bytes(whole, {**header, "format": "pt"}))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from flowgrain.families.base import (
     ConditionInputs,
     Family,
     Posterior,
+    Prediction,
     Quantization,
     TextEmbedding,
 )
@@ -31,6 +32,7 @@ from flowgrain.families.loading import load_adapter, load_pipeline, read_configs
 from flowgrain.families.offload import EncoderOffload
 from flowgrain.families.peft_layers import carries_adapter
 from flowgrain.families.quantization import quantize_linears
+from flowgrain.families.taps import captured
 
 Configs = Mapping[str, Mapping[str, Any]]
 """Part name -> its configuration: of the diffusers models and the scheduler."""
@@ -41,6 +43,7 @@ class DiffusersFamily(Family):
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     backbone_name: str
+    backbone_class: ClassVar[type[nn.Module]]
     text_encoder_names: ClassVar[tuple[str, ...]]
     """Parts that read captions, in the order in which the pipeline calls them."""
     tokenizer_names: ClassVar[tuple[str, ...]]
@@ -52,6 +55,10 @@ class DiffusersFamily(Family):
     """Names of what :meth:`_encode_caption` gives."""
     block_stacks: ClassVar[tuple[str, ...]]
     """Attributes of the backbone that hold its repeated blocks, in running order."""
+    backbone_targets: ClassVar[tuple[str, ...]]
+    """Layers of the backbone that an adapter takes where nothing else is asked for."""
+    shifts_latents: ClassVar[bool] = True
+    """Whether the pipeline reads the autoencoder's shift factor."""
 
     def __init__(self, pipeline: Any, source: str):
         self._pipeline = pipeline
@@ -74,6 +81,10 @@ class DiffusersFamily(Family):
     @abstractmethod
     def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
         """Everything the backbone reads of captions, by the names of ``text_tensors``; with gradient where it is on."""
+
+    @abstractmethod
+    def _predicted(self, latents: Tensor, times: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """The backbone's prediction (b, c, h, w) of latents in its dtype, at times (b, g), with the conditioning's."""
 
     @classmethod
     def load(
@@ -217,12 +228,41 @@ class DiffusersFamily(Family):
         load_adapter(pipe, adapter)
         return pipe
 
+    def predict(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        times: Float[Tensor, "b g"],
+        conditioning: Conditioning,
+        taps: tuple[str, ...] = (),
+    ) -> Prediction:
+        """See :meth:`Family.predict`; taps name blocks, such as ``transformer_blocks.10``.
+
+        A tap's value is the block's output for the image tokens, (b, tokens, width), rows first; of a U-Net its
+        feature map.
+        """
+        cells = self.capabilities.pixel_multiple // self.capabilities.latent_scale
+        height, width = x_t.shape[-2:]
+        self._check_size(height, width, cells, "latent cells")
+        with captured({tap: self._block(tap) for tap in taps}, self._tapped) as features:
+            prediction = self._predicted(x_t.to(self.device, self._backbone.dtype), times, conditioning.tensors)
+        tokens = (height // cells) * (width // cells)
+        return Prediction(prediction, {tap: self._image_tokens(value, tokens) for tap, value in features.items()})
+
+    def adapter_targets(self, component: str) -> list[str]:
+        """See :meth:`Family.adapter_targets`: ``backbone_targets``."""
+        self._require_backbone(component)
+        return list(self.backbone_targets)
+
     def pipeline_options(self) -> dict[str, Any]:
         """See :meth:`Family.pipeline_options`."""
         return {}
 
+    def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Tensor:
+        """See :meth:`Family.pipeline_latents`: on the model's device, in its dtype."""
+        return noise.to(self.device, self._backbone.dtype)
+
     def _check_parts(self) -> None:
-        """Raise ModelError for a pipeline that lacks a part; families add what must fit."""
+        """Raise ModelError for a pipeline that lacks a part or has another backbone; families add what must fit."""
         names = (self.backbone_name, *self.encoders_needed(), *self.tokenizer_names, "scheduler")
         missing = [
             name for name in names if self._pipeline.components.get(name) is None and name not in self.optional_parts
@@ -230,6 +270,22 @@ class DiffusersFamily(Family):
         if missing:
             raise ModelError(
                 f"{self._source}: the {self.name} model has no {', '.join(missing)}; give a complete diffusers folder"
+            )
+        backbone = self._pipeline.components[self.backbone_name]
+        if not isinstance(backbone, self.backbone_class):
+            raise ModelError(
+                f"{self._source}: the {self.backbone_name} of a {self.name} model is a {self.backbone_class.__name__}, "
+                f"this one is a {type(backbone).__name__}"
+            )
+
+    def _check_channels(self, latent: int, packed: int = 1) -> None:
+        """Raise ModelError unless the backbone takes ``packed`` cells of ``latent`` channels, nothing more."""
+        channels = self._pipeline.components[self.backbone_name].config["in_channels"]
+        if channels != packed * latent:
+            gives = f"{latent}" if packed == 1 else f"{latent} times {packed} packed"
+            raise ModelError(
+                f"{self._source}: the {self.backbone_name} takes {channels} channels, the autoencoder gives {gives}; "
+                "only text-to-image models are supported (no inpainting, control or depth variants)"
             )
 
     def _there(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -273,11 +329,14 @@ class DiffusersFamily(Family):
 
     def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The autoencoder's latents in the model's scale: (raw - shift) * scale."""
-        return (raw - (self._vae.config.shift_factor or 0.0)) * self._vae.config.scaling_factor
+        return (raw - self._latent_shift()) * self._vae.config.scaling_factor
 
     def _denormalised(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The inverse of :meth:`_normalised`."""
-        return latents / self._vae.config.scaling_factor + (self._vae.config.shift_factor or 0.0)
+        return latents / self._vae.config.scaling_factor + self._latent_shift()
+
+    def _latent_shift(self) -> float:
+        return (self._vae.config.shift_factor or 0.0) if self.shifts_latents else 0.0
 
     @contextmanager
     def _parked_after(self) -> Iterator[None]:
@@ -294,29 +353,24 @@ class DiffusersFamily(Family):
                 f"height {height} and width {width} {unit} must be positive multiples of {multiple} for {self.name}; "
                 "choose other bucket sizes"
             )
+        positions = self._positions()
+        if positions is not None and max(height, width) > positions * multiple:
+            raise ModelError(
+                f"height {height} and width {width} {unit} must be at most {positions * multiple}, as many as "
+                f"{self._source} has positions for; choose smaller buckets"
+            )
 
-    @contextmanager
-    def _captured(self, taps: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
-        """Record what :meth:`_tapped` makes of the named blocks' outputs while the block runs."""
-        features: dict[str, Tensor] = {}
-        handles = []
-        try:
-            for tap in taps:
-                handles.append(self._block(tap).register_forward_hook(self._recorder(features, tap)))
-            yield features
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _recorder(self, features: dict[str, Tensor], tap: str) -> Any:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            features[tap] = self._tapped(output)
-
-        return record
+    def _positions(self) -> int | None:
+        """Learned positions along a side, in tokens; None where positions are computed."""
+        return None
 
     def _tapped(self, output: Any) -> Tensor:
-        """The image tokens (b, tokens, width) of a block's output."""
-        return output[0] if isinstance(output, tuple) else output
+        """The tokens (b, n, width) of a block's output, which is alone or (text tokens, image tokens)."""
+        return output[-1] if isinstance(output, tuple) else output
+
+    def _image_tokens(self, tapped: Tensor, tokens: int) -> Tensor:
+        """Those of the image among a block's tokens: after the text, where there is any."""
+        return tapped[:, -tokens:]
 
     def _block(self, tap: str) -> nn.Module:
         stacks = {name: getattr(self._backbone, name) for name in self.block_stacks}

@@ -21,31 +21,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_torchvision_available
 
 from flowgrain.errors import ModelError
-from flowgrain.families.base import Capabilities, Conditioning, ConditionInputs, Prediction
-from flowgrain.families.diffusers_family import Configs, DiffusersFamily
-from flowgrain.families.flow_matching import check_scheduler, shift_of
+from flowgrain.families.autoencoder import latent_capabilities
+from flowgrain.families.base import Capabilities, ConditionInputs
+from flowgrain.families.block_layers import JOINT_ATTENTION, in_blocks
+from flowgrain.families.diffusers_family import Configs
+from flowgrain.families.flow_matching import FlowMatchingFamily
 from flowgrain.families.language_model_text import reading_digests
 from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_loading
-from flowgrain.flow.paths import Path, RectifiedFlow
 from flowgrain.flow.time_laws import LinearShift
 
 ADAPTER_TARGETS = (
-    # double blocks: image stream, text stream
-    "transformer_blocks.*.attn.to_q",
-    "transformer_blocks.*.attn.to_k",
-    "transformer_blocks.*.attn.to_v",
-    "transformer_blocks.*.attn.to_out.0",
-    "transformer_blocks.*.attn.add_q_proj",
-    "transformer_blocks.*.attn.add_k_proj",
-    "transformer_blocks.*.attn.add_v_proj",
-    "transformer_blocks.*.attn.to_add_out",
-    "transformer_blocks.*.ff.linear_in",
-    "transformer_blocks.*.ff.linear_out",
-    "transformer_blocks.*.ff_context.linear_in",
-    "transformer_blocks.*.ff_context.linear_out",
-    # single blocks: attention and MLP are one projection in and one out
-    "single_transformer_blocks.*.attn.to_qkv_mlp_proj",
-    "single_transformer_blocks.*.attn.to_out",
+    *in_blocks("transformer_blocks", *JOINT_ATTENTION),
+    *in_blocks("transformer_blocks", "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out"),
+    # attention and MLP are one projection in and one out
+    *in_blocks("single_transformer_blocks", "attn.to_qkv_mlp_proj", "attn.to_out"),
 )
 """All attention and MLP linears of both block types. The modulations, which all blocks share, embedders and the final
 projection stay untouched."""
@@ -54,14 +43,16 @@ MAX_TEXT_TOKENS = 512
 """The pipeline's default: the length that captions are padded to."""
 
 
-class Flux2Family(DiffusersFamily, ABC):
+class Flux2Family(FlowMatchingFamily, ABC):
     """What FLUX.2-dev and the Klein models do alike."""
 
     backbone_name = "transformer"
+    backbone_class = Flux2Transformer2DModel
     text_encoder_names: ClassVar = ("text_encoder",)
     tokenizer_names: ClassVar = ("tokenizer",)
     text_tensors: ClassVar = ("prompt_embeds",)
     block_stacks: ClassVar = ("transformer_blocks", "single_transformer_blocks")
+    backbone_targets: ClassVar = ADAPTER_TARGETS
 
     def __init__(self, pipeline: Any, source: str):
         super().__init__(pipeline, source)
@@ -70,54 +61,22 @@ class Flux2Family(DiffusersFamily, ABC):
     @classmethod
     def capabilities_of(cls, configs: Configs) -> Capabilities:
         """See :meth:`DiffusersFamily.capabilities_of`."""
-        vae = configs["vae"]
-        scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        return Capabilities(
-            guidance="embedded" if configs["transformer"]["guidance_embeds"] else "classifier_free",
-            pixel_multiple=2 * scale,
-            latent_channels=vae["latent_channels"],
-            latent_scale=scale,
-            native_size=vae["sample_size"],
-        )
+        guidance = "embedded" if configs["transformer"]["guidance_embeds"] else "classifier_free"
+        return latent_capabilities(configs["vae"], guidance, 2, configs["vae"]["sample_size"])
 
-    def predict(
-        self,
-        x_t: Float[Tensor, "b c h w"],
-        times: Float[Tensor, "b g"],
-        conditioning: Conditioning,
-        taps: tuple[str, ...] = (),
-    ) -> Prediction:
-        """See :meth:`Family.predict`; taps name blocks, such as ``single_transformer_blocks.10``.
-
-        A tap's value is the block's output for the image tokens, (b, tokens, width), rows of patches first.
-        """
-        self._check_size(x_t.shape[-2], x_t.shape[-1], 2, "latent cells")
-        dtype, prompt = self._backbone.dtype, conditioning.tensors["prompt_embeds"]
-        patches = self._patchify(x_t.to(self.device, dtype))
-        packed = Flux2Pipeline._pack_latents(patches)
-        with self._captured(taps) as features:
-            output = self._backbone(
-                hidden_states=packed,
-                timestep=(times[:, 0].to(self.device, torch.float32) * 1000).to(dtype) / 1000,
-                guidance=conditioning.tensors.get("guidance"),
-                encoder_hidden_states=prompt,
-                txt_ids=Flux2Pipeline._prepare_text_ids(prompt).to(self.device),
-                img_ids=Flux2Pipeline._prepare_latent_ids(patches).to(self.device),
-                joint_attention_kwargs=None,
-                return_dict=False,
-            )[0]
-        tokens = packed.shape[1]  # single blocks have text tokens before the image's
-        prediction = self._unpatchify(output.transpose(1, 2).reshape(patches.shape))
-        return Prediction(prediction=prediction, taps={tap: value[:, -tokens:] for tap, value in features.items()})
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """See :meth:`Family.adapter_targets`."""
-        self._require_backbone(component)
-        return list(ADAPTER_TARGETS)
-
-    def default_path(self) -> Path:
-        """See :meth:`Family.default_path`."""
-        return RectifiedFlow()
+    def _predicted(self, latents: Tensor, times: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        patches, prompt = self._patchify(latents), tensors["prompt_embeds"]
+        output = self._backbone(
+            hidden_states=Flux2Pipeline._pack_latents(patches),
+            timestep=self._rounded_level(times),
+            guidance=tensors.get("guidance"),
+            encoder_hidden_states=prompt,
+            txt_ids=Flux2Pipeline._prepare_text_ids(prompt).to(self.device),
+            img_ids=Flux2Pipeline._prepare_latent_ids(patches).to(self.device),
+            joint_attention_kwargs=None,
+            return_dict=False,
+        )[0]
+        return self._unpatchify(output.transpose(1, 2).reshape(patches.shape))
 
     def default_shift(self) -> LinearShift | None:
         """See :meth:`Family.default_shift`: the scheduler's line.
@@ -125,15 +84,11 @@ class Flux2Family(DiffusersFamily, ABC):
         It is the pipeline's empirical mu at 200 steps, and at any number of steps above 4300 tokens; what the pipeline
         adds for fewer steps makes up for their coarseness and says nothing of the levels to train at.
         """
-        return shift_of(self._pipeline.scheduler.config)
-
-    def pipeline_options(self) -> dict[str, Any]:
-        """See :meth:`Family.pipeline_options`."""
-        return {"max_sequence_length": self.max_sequence_length}
+        return super().default_shift()
 
     def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Tensor:
         """See :meth:`Family.pipeline_latents`: patches as channels."""
-        return self._patchify(noise.to(self.device, self._backbone.dtype))
+        return self._patchify(super().pipeline_latents(noise))
 
     def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
         """States of three layers of the language model, side by side."""
@@ -145,9 +100,6 @@ class Flux2Family(DiffusersFamily, ABC):
     def _tokenizer_digests(self) -> list[str]:
         reader = self._pipeline.tokenizer
         return reading_digests(reader, reader.chat_template)
-
-    def _text_length(self) -> int:
-        return self.max_sequence_length
 
     def _normalised(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Each patch of 2x2 cells normalised channel by channel."""
@@ -169,21 +121,9 @@ class Flux2Family(DiffusersFamily, ABC):
     def _unpatchify(self, patches: Tensor) -> Float[Tensor, "b c h w"]:
         return Flux2Pipeline._unpatchify_latents(patches)
 
-    def _tapped(self, output: Any) -> Tensor:
-        return output[1] if isinstance(output, tuple) else output  # (text tokens, image tokens) of double blocks
-
     def _check_parts(self) -> None:
         super()._check_parts()
-        pipeline, backbone = self._pipeline, self._pipeline.transformer
-        if not isinstance(backbone, Flux2Transformer2DModel):
-            raise ModelError(f"{self._source}: the transformer is a {type(backbone).__name__}, not FLUX.2's")
-        packed, latent = backbone.config["in_channels"], pipeline.vae.config.latent_channels
-        if packed != 4 * latent:
-            raise ModelError(
-                f"{self._source}: the transformer takes {packed} channels, the autoencoder gives {latent} times 4 "
-                "patched; only FLUX.2 models are supported"
-            )
-        check_scheduler(pipeline.scheduler, self._source)
+        self._check_channels(self._pipeline.vae.config.latent_channels, packed=4)
 
 
 class Flux2(Flux2Family):

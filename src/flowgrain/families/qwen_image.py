@@ -17,27 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowgrain.errors import ModelError
-from flowgrain.families.base import Capabilities, Conditioning, Prediction
-from flowgrain.families.diffusers_family import Configs, DiffusersFamily
-from flowgrain.families.flow_matching import check_scheduler, shift_of
+from flowgrain.families.base import Capabilities
+from flowgrain.families.block_layers import JOINT_ATTENTION, in_blocks
+from flowgrain.families.diffusers_family import Configs
+from flowgrain.families.flow_matching import FlowMatchingFamily
 from flowgrain.families.language_model_text import LENGTHS, PROMPT, padded, reading_digests
-from flowgrain.flow.paths import Path, RectifiedFlow
-from flowgrain.flow.time_laws import LinearShift
 
 ADAPTER_TARGETS = (
-    # image stream, text stream
-    "transformer_blocks.*.attn.to_q",
-    "transformer_blocks.*.attn.to_k",
-    "transformer_blocks.*.attn.to_v",
-    "transformer_blocks.*.attn.to_out.0",
-    "transformer_blocks.*.attn.add_q_proj",
-    "transformer_blocks.*.attn.add_k_proj",
-    "transformer_blocks.*.attn.add_v_proj",
-    "transformer_blocks.*.attn.to_add_out",
-    "transformer_blocks.*.img_mlp.net.0.proj",
-    "transformer_blocks.*.img_mlp.net.2",
-    "transformer_blocks.*.txt_mlp.net.0.proj",
-    "transformer_blocks.*.txt_mlp.net.2",
+    *in_blocks("transformer_blocks", *JOINT_ATTENTION),
+    *in_blocks("transformer_blocks", "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
 )
 """All attention and MLP linears of the blocks. Modulation layers, embedders and the final projection stay untouched."""
 
@@ -51,16 +39,18 @@ NEGATIVE_PROMPT = " "
 """What the model is guided away from where nothing is asked for (the model's own examples)."""
 
 
-class QwenImage(DiffusersFamily):
+class QwenImage(FlowMatchingFamily):
     """A QwenImagePipeline, frozen, behind the family contract."""
 
     name = "qwen-image"
     pipeline_class = QwenImagePipeline
     backbone_name = "transformer"
+    backbone_class = QwenImageTransformer2DModel
     text_encoder_names: ClassVar = ("text_encoder",)
     tokenizer_names: ClassVar = ("tokenizer",)
     text_tensors: ClassVar = (PROMPT, LENGTHS)
     block_stacks: ClassVar = ("transformer_blocks",)
+    backbone_targets: ClassVar = ADAPTER_TARGETS
 
     def __init__(self, pipeline: QwenImagePipeline, source: str):
         super().__init__(pipeline, source)
@@ -79,52 +69,21 @@ class QwenImage(DiffusersFamily):
             native_size=NATIVE_SIZE,
         )
 
-    def predict(
-        self,
-        x_t: Float[Tensor, "b c h w"],
-        times: Float[Tensor, "b g"],
-        conditioning: Conditioning,
-        taps: tuple[str, ...] = (),
-    ) -> Prediction:
-        """See :meth:`Family.predict`; taps name blocks, such as ``transformer_blocks.10``.
-
-        A tap's value is the block's output for the image tokens, (b, tokens, width), rows of patches first.
-        """
-        height, width = x_t.shape[-2:]
-        self._check_size(height, width, 2, "latent cells")
-        dtype = self._backbone.dtype
-        prompt, mask = self._text(conditioning)
-        with self._captured(taps) as features:
-            output = self._backbone(
-                hidden_states=self._pack(x_t.to(self.device, dtype)),
-                timestep=(times[:, 0].to(self.device, torch.float32) * 1000).to(dtype) / 1000,
-                guidance=None,
-                encoder_hidden_states_mask=mask,
-                encoder_hidden_states=prompt,
-                img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
-                attention_kwargs={},
-                return_dict=False,
-            )[0]
+    def _predicted(self, latents: Tensor, times: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        height, width = latents.shape[-2:]
+        prompt, mask = self._text(tensors)
+        output = self._backbone(
+            hidden_states=self._pack(latents),
+            timestep=self._rounded_level(times),
+            guidance=None,
+            encoder_hidden_states_mask=mask,
+            encoder_hidden_states=prompt,
+            img_shapes=[[(1, height // 2, width // 2)]] * len(latents),
+            attention_kwargs={},
+            return_dict=False,
+        )[0]
         scale = self.capabilities.latent_scale
-        prediction = QwenImagePipeline._unpack_latents(output, height * scale, width * scale, scale)
-        return Prediction(prediction=prediction.squeeze(2), taps=features)
-
-    def adapter_targets(self, component: str) -> list[str]:
-        """See :meth:`Family.adapter_targets`."""
-        self._require_backbone(component)
-        return list(ADAPTER_TARGETS)
-
-    def default_path(self) -> Path:
-        """See :meth:`Family.default_path`."""
-        return RectifiedFlow()
-
-    def default_shift(self) -> LinearShift | None:
-        """See :meth:`Family.default_shift`: without ``shift_terminal``, see above."""
-        return shift_of(self._pipeline.scheduler.config)
-
-    def pipeline_options(self) -> dict[str, Any]:
-        """See :meth:`Family.pipeline_options`."""
-        return {"max_sequence_length": self.max_sequence_length}
+        return QwenImagePipeline._unpack_latents(output, height * scale, width * scale, scale).squeeze(2)
 
     def guidance_options(self, guidance: float, pictures: int) -> dict[str, Any]:
         """See :meth:`Family.guidance_options`: above 1 with an empty negative prompt a picture."""
@@ -134,7 +93,7 @@ class QwenImage(DiffusersFamily):
 
     def pipeline_latents(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """See :meth:`Family.pipeline_latents`: packed."""
-        return self._pack(noise.to(self.device, self._backbone.dtype))
+        return self._pack(super().pipeline_latents(noise))
 
     def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
         """The last layer's states after the template's beginning, as the pipeline's; it cannot run on a skeleton."""
@@ -153,11 +112,11 @@ class QwenImage(DiffusersFamily):
         ).hidden_states[-1]
         return padded(states[:, beginning:], self.max_sequence_length)
 
-    def _text(self, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
+    def _text(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """States up to the longest caption's end, and which of them are captions' own, None where all are."""
-        lengths = conditioning.tensors[LENGTHS]
+        lengths = tensors[LENGTHS]
         longest = int(lengths.max())
-        prompt = conditioning.tensors[PROMPT][:, :longest]
+        prompt = tensors[PROMPT][:, :longest]
         if bool((lengths == longest).all()):
             return prompt, None
         return prompt, (torch.arange(longest) < lengths[:, None]).long().to(self.device)
@@ -167,9 +126,6 @@ class QwenImage(DiffusersFamily):
 
     def _tokenizer_digests(self) -> list[str]:
         return reading_digests(self._pipeline.tokenizer, self._pipeline.prompt_template_encode)
-
-    def _text_length(self) -> int:
-        return self.max_sequence_length
 
     def _encoded(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, Tensor]:
         posterior = self._vae.encode(pixels.unsqueeze(2)).latent_dist
@@ -195,23 +151,12 @@ class QwenImage(DiffusersFamily):
     def _pack(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         return QwenImagePipeline._pack_latents(latents, *latents.shape)
 
-    def _tapped(self, output: Any) -> Tensor:
-        return output[1]  # (text tokens, image tokens)
-
     def _check_parts(self) -> None:
         super()._check_parts()
-        backbone, vae = self._pipeline.transformer, self._pipeline.vae.config
-        if not isinstance(backbone, QwenImageTransformer2DModel):
-            raise ModelError(f"{self._source}: the transformer is a {type(backbone).__name__}, not Qwen-Image's")
-        transformer: Any = backbone.config
-        if transformer.in_channels != 4 * vae.z_dim:
-            raise ModelError(
-                f"{self._source}: the transformer takes {transformer.in_channels} channels, the autoencoder gives "
-                f"{vae.z_dim} times 4 packed; only text-to-image models are supported"
-            )
+        self._check_channels(self._pipeline.vae.config.z_dim, packed=4)
+        transformer = self._pipeline.transformer.config
         if transformer.guidance_embeds or transformer.use_additional_t_cond:
             raise ModelError(
                 f"{self._source}: the transformer reads a guidance scale or a second condition beside the text "
                 "(guidance_embeds, use_additional_t_cond); only text-to-image models are supported"
             )
-        check_scheduler(self._pipeline.scheduler, self._source)

@@ -3,6 +3,8 @@
 import difflib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module, resources
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +140,21 @@ def read_capabilities(model: str, config: str | None = None) -> Capabilities:
             return _open(file.family).read_capabilities(folder)
     kind, location = _find_family(model, None)
     return kind.read_capabilities(location)
+
+
+@contextmanager
+def configuration_folder(model: str, config: str | None = None) -> Iterator[Path | None]:
+    """The folder of a model's configuration files and tokenizers, None where a hub model's are not here.
+
+    A single file's may be temporary. Raises as :func:`load_family`.
+    """
+    file = _single_file(model, None, config)
+    if file is not None:
+        with file.configuration() as folder:
+            yield Path(folder)
+        return
+    location = Path(resolve_model(model))
+    yield location if location.is_dir() else None
 
 
 def resolve_model(model: str) -> str:

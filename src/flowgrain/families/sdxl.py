@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowgrain.errors import ModelError
-from flowgrain.families.base import Conditioning, ConditionInputs
+from flowgrain.families.base import ConditionInputs
 from flowgrain.families.unet import UNetFamily
 
 
@@ -27,6 +27,14 @@ class StableDiffusionXL(UNetFamily):
     tokenizer_names: ClassVar = ("tokenizer", "tokenizer_2")
     text_tensors: ClassVar = ("prompt_embeds", "pooled_prompt_embeds")
     left_out: ClassVar = ("image_encoder", "feature_extractor")
+
+    def adapter_targets(self, component: str) -> list[str]:
+        """See :meth:`Family.adapter_targets`; the first text encoder's last layer is not read, so it cannot learn."""
+        targets = super().adapter_targets(component)
+        if component != "text_encoder":
+            return targets
+        read = self._pipeline.text_encoder.config.num_hidden_layers - 1
+        return [f"encoder.layers.{layer}.{target}" for layer in range(read) for target in targets]
 
     def _encode_caption(self, captions: list[str]) -> dict[str, Tensor]:
         """Both encoders' layer before the last, side by side, and the second one's projection."""
@@ -43,13 +51,12 @@ class StableDiffusionXL(UNetFamily):
         ids = torch.cat([geometry.original, geometry.crop, geometry.target], dim=1)
         return {"time_ids": ids.to(self.device, self._backbone.dtype)}
 
-    def _backbone_arguments(self, conditioning: Conditioning, x_t: Float[Tensor, "b c h w"]) -> dict[str, Any]:
-        tensors = conditioning.tensors
+    def _backbone_arguments(self, tensors: dict[str, Tensor], latents: Tensor) -> dict[str, Any]:
         ids = tensors.get("time_ids")
         if ids is None:
-            height, width = (float(self.capabilities.latent_scale * side) for side in x_t.shape[-2:])
+            height, width = (float(self.capabilities.latent_scale * side) for side in latents.shape[-2:])
             row = torch.tensor([[height, width, 0.0, 0.0, height, width]])
-            ids = row.expand(len(x_t), 6).to(self.device, self._backbone.dtype)
+            ids = row.expand(len(latents), 6).to(self.device, self._backbone.dtype)
         return {"added_cond_kwargs": {"text_embeds": tensors["pooled_prompt_embeds"], "time_ids": ids}}
 
     def _check_parts(self) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowgrain.errors import ModelError
+from flowgrain.families.configuration import CONFIGURATION_SUFFIXES
 from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_loading
 from flowgrain.families.single_file import CLASSIC, Header, SingleFile
 
@@ -39,7 +40,6 @@ _TELLING_SPREAD = 0.09
 """A Stable Diffusion 2 file does not say what it predicts. ComfyUI tells from this bias: spread wider, it is v."""
 
 _AUTOENCODER = ("first_stage_model.", "vae.")
-_CONFIGURATION_SUFFIXES = (".json", ".txt", ".model")
 
 
 class UNetFile(SingleFile):
@@ -207,7 +207,7 @@ def _copy_configuration(config: str, pipeline_class: str, folder: Path) -> None:
 def _weights(folder: str, names: list[str]) -> list[str]:
     """The files among ``names`` that are no configuration."""
     files = [name for name in names if (Path(folder) / name).is_file()]
-    return [name for name in files if not name.endswith(_CONFIGURATION_SUFFIXES)]
+    return [name for name in files if not name.endswith(CONFIGURATION_SUFFIXES)]
 
 
 def _hub_configuration(config: str) -> Path:
@@ -215,7 +215,7 @@ def _hub_configuration(config: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        patterns = [f"*{suffix}" for suffix in _CONFIGURATION_SUFFIXES]
+        patterns = [f"*{suffix}" for suffix in CONFIGURATION_SUFFIXES]
         return Path(snapshot_download(config, allow_patterns=patterns))
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise ModelError(

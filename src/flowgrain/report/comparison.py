@@ -10,7 +10,7 @@ from flowgrain.report.sections.data import data_section
 from flowgrain.report.sections.measures import measures_section
 from flowgrain.report.sections.pictures import pictures_section
 from flowgrain.report.sections.summary import summary_section
-from flowgrain.report.sections.training import TimeLaws, loss_section, time_section
+from flowgrain.report.sections.training import LossWeights, TimeLaws, loss_section, time_section, weight_section
 from flowgrain.report.sections.validation import validation_section
 
 
@@ -22,6 +22,7 @@ def comparison_page(
     metrics: MetricTable,
     *,
     laws: TimeLaws | None = None,
+    weights: LossWeights | None = None,
     stages: Mapping[str, float] | None = None,
     versions: Mapping[str, str] | None = None,
     runs_per_arm: int = 1,
@@ -42,6 +43,7 @@ def comparison_page(
                 validation_section(arms),
                 loss_section(arms),
                 None if laws is None else time_section(laws, arms),
+                None if weights is None else weight_section(weights),
                 None if data is None else data_section(data),
                 cost_section(arms, stages or {}, versions or {}),
             ]

@@ -85,6 +85,20 @@ def density_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Dr
     return render(title, draw)
 
 
+def weight_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Drawing:
+    """Loss weights over the noise level: the weight that all levels share in grey, each level's own in colour."""
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        axes.plot(neutral.x, neutral.y, color=theme.soft, linewidth=1.2, label=neutral.label)
+        for curve in modulated:
+            _plot(axes, theme, curve, curve.y)
+        axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel="weight of the squared error", xlim=(0, 1))
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+
+    return render(title, draw)
+
+
 def noise_level_figure(title: str, curves: Sequence[Curve], ylabel: str, zero: str | None = None) -> Drawing:
     """Values at fixed noise levels; ``zero`` names a line at 0, for changes against something."""
 

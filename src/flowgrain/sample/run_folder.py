@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from flowgrain.adapters.base import FULL_NAME, WEIGHTS_NAME
+from flowgrain.adapters.trained_path import trained_path
 from flowgrain.errors import CheckpointError
 from flowgrain.flow.variance_preserving import PredictionType
 
@@ -24,6 +25,8 @@ class ModelChoice:
     """What it predicts where the run says so, None: as its scheduler says."""
     zero_terminal_snr: bool | None = None
     """The same of its last noise level."""
+    config: str | None = None
+    """What describes a single file, see model.config of recipes."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,24 @@ def read_run(run: Path) -> tuple[str, ModelChoice]:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = values["model"]
         given = {key: value for key, value in values.get("path", {}).items() if value != "model"}
-        return str(values["name"]), ModelChoice(str(model["path"]), model["family"], str(model["dtype"]), **given)
+        choice = ModelChoice(
+            str(model["path"]), model["family"], str(model["dtype"]), config=model.get("config"), **given
+        )
+        return str(values["name"]), choice
     except FileNotFoundError:
         raise CheckpointError(f"{run}: no recipe.yaml here; give a folder written by 'flowgrain train'") from None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: damaged ({reason}); restore it or use --model and --checkpoint") from None
+
+
+def on_path_of(choice: ModelChoice, adapter: Path) -> ModelChoice:
+    """A model chosen for an adapter of another run: it predicts what the adapter's header says, where it says so.
+
+    Raises CheckpointError where the adapter cannot be read.
+    """
+    path = trained_path(adapter)
+    return replace(choice, prediction=path.prediction, zero_terminal_snr=path.zero_terminal_snr)
 
 
 def list_checkpoints(run: Path) -> list[Checkpoint]:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from flowgrain.adapters.fusing import fuse_recorded
 from flowgrain.adapters.source import init_digest
 from flowgrain.families.base import Family
 from flowgrain.families.fingerprint import module_digest
+from flowgrain.families.registry import load_family
 from flowgrain.files import atomic_write_bytes
 from flowgrain.sample.generate import ProgressCallback, SampleConfig, generate_pairs, picture_size
 from flowgrain.sample.manifest import Provenance, done_already, plan_records, write_manifest
@@ -35,14 +38,22 @@ class SampleOutcome:
     kept: int
 
 
+def load_model(choice: ModelChoice, device: torch.device) -> Family:
+    """The model of a choice, along the path that the choice says; raises as :func:`load_family`."""
+    dtype = getattr(torch, choice.dtype)
+    family = load_family(choice.path, choice.family, dtype, device, config=choice.config)
+    if choice.prediction is not None or choice.zero_terminal_snr is not None:
+        family.override_path(choice.prediction, choice.zero_terminal_snr)
+    return family
+
+
 def draw(family: Family, plan: SamplePlan, on_progress: ProgressCallback) -> SampleOutcome:
     """Draw the plan's pictures that ``plan.out`` lacks; a run that was interrupted goes on where it stopped.
 
-    An adapter that was trained on top of fused ones gets them fused first. Raises ConfigError for an unusable size or
-    an output folder of other pictures, CheckpointError where a fused adapter is gone.
+    ``family`` is the plan's model (:func:`load_model`). An adapter that was trained on top of fused ones gets them
+    fused first. Raises ConfigError for an unusable size or an output folder of other pictures, CheckpointError where a
+    fused adapter is gone.
     """
-    if plan.model.prediction is not None or plan.model.zero_terminal_snr is not None:
-        family.override_path(plan.model.prediction, plan.model.zero_terminal_snr)
     if plan.checkpoint is not None:
         fuse_recorded(family, plan.checkpoint.adapter)  # before the model's digest is taken
     records = plan_records(_provenance(family, plan), plan.prompts, plan.seeds)

@@ -4,6 +4,7 @@ from collections import Counter
 
 from flowgrain import __version__
 from flowgrain.adapters.model_spec import ModelDescription, base_architecture, model_spec
+from flowgrain.adapters.trained_path import TrainedPath, path_entries
 from flowgrain.flow.variance_preserving import VariancePreserving
 from flowgrain.train.schedule import Progress
 from flowgrain.train.setup import Session
@@ -24,6 +25,7 @@ def adapter_header(session: Session, progress: Progress, date: str) -> dict[str,
         learning_rate=recipe.optimizer.lr,
         learning_rates=recipe.optimizer.lrs,
         prediction_type=path.prediction if isinstance(path, VariancePreserving) else None,
+        zero_terminal_snr=path.schedule.zero_terminal_snr if isinstance(path, VariancePreserving) else None,
         batch_size=recipe.tuples.batch_size,
         seed=recipe.seed,
         # the most frequent size of whole pictures; of equally frequent ones the largest
@@ -32,6 +34,7 @@ def adapter_header(session: Session, progress: Progress, date: str) -> dict[str,
     )
     return {
         **model_spec(described),
+        **path_entries(TrainedPath(*recipe.path.overrides)),
         "flowgrain_version": __version__,
         "flowgrain_recipe": recipe.name,
         "flowgrain_base_model": recipe.model.path,

@@ -20,7 +20,7 @@ def forecast(recipe: Recipe) -> str:
     Raises the same errors as the run for data and configuration that cannot be used.
     """
     device = choose_device(recipe.device)
-    capabilities = read_capabilities(recipe.model.path)
+    capabilities = read_capabilities(recipe.model.path, recipe.model.config)
     adapter = recipe.adapter
     what = "all weights" if adapter.kind == "full" else f"{adapter.kind} rank {adapter.rank}"
     dataset, _ = open_data(recipe, capabilities.pixel_multiple)

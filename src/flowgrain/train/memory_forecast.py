@@ -15,17 +15,21 @@ from torch import Tensor, nn
 from flowgrain.adapters.low_rank import inject
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import MicroBatch, Update
-from flowgrain.families.base import ConditionInputs, Quantization, TextEmbedding
+from flowgrain.families.base import ConditionInputs, Family, Quantization, TextEmbedding
+from flowgrain.families.loading import quiet_loading
 from flowgrain.families.quantization import quantized_bytes, unpacked_bytes
 from flowgrain.families.registry import load_skeleton
 from flowgrain.train.activations import PassMemory, on_meta, trace_pass
 from flowgrain.train.objective import Batch
 from flowgrain.train.optimizers import OptimizerConfig, state_bytes
-from flowgrain.train.recipe import Recipe
+from flowgrain.train.recipe import ModelConfig, Recipe
 from flowgrain.train.setup import check_keys, fine_tuning
 
 CUDA_CONTEXT = 600 * 2**20
 """Driver context, kernels and library workspaces of a CUDA process: a usual value, it differs between drivers."""
+
+_LONG_CAPTION = "a " * 512
+"""As many tokens as any family reads: some cut the padding of shorter captions (Qwen-Image, Z-Image)."""
 
 
 @dataclass(frozen=True)
@@ -217,11 +221,11 @@ class _Skeleton:
 
     def __init__(self, recipe: Recipe, dtype: str):
         self._recipe = recipe
-        self._family = family = load_skeleton(recipe.model.path, recipe.model.family, getattr(torch, dtype))
+        self._family = family = _load_skeleton(recipe.model, dtype)
         check_keys(recipe, family)
         self.saved_by = {bits: quantized_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
         self.unpacked = {bits: unpacked_bytes(family.blocks(), bits) for bits in get_args(Quantization)}
-        self.embedding = family.embed_text([""])
+        self.embedding = _longest_embedding(family)
         with on_meta():
             adapter = inject(family, recipe.adapter.model_copy(update={"init_from": None}), recipe.seed)
         self._objective = fine_tuning(recipe, family, adapter)
@@ -263,8 +267,17 @@ class _Skeleton:
         """Cached embeddings, or captions where text encoders train: the pass then runs through them."""
         guidance = self._recipe.model.guidance
         if self._recipe.trains_text:
-            return ConditionInputs([""] * slices, None, guidance, grad=True)
+            return ConditionInputs([_LONG_CAPTION] * slices, None, guidance, grad=True)
         return ConditionInputs(None, TextEmbedding.stack([self.embedding] * slices), guidance)
+
+
+def _load_skeleton(model: ModelConfig, dtype: str) -> Family:
+    return load_skeleton(model.path, model.family, getattr(torch, dtype), model.config)
+
+
+def _longest_embedding(family: Family) -> TextEmbedding:
+    with quiet_loading():  # CLIP's tokenizers tell that they cut it
+        return family.embed_text([_LONG_CAPTION])
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

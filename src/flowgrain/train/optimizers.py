@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import nn
 
-from flowgrain.config import Config
+from flowgrain.config import Config, without_nulls
 from flowgrain.errors import ConfigError, MissingExtraError
 
 OptimizerName = Literal["adamw", "adamw8bit", "lion", "prodigy"]
@@ -38,10 +38,10 @@ class OptimizerConfig(Config):
 
     name: OptimizerName = "adamw"
     lr: float = Field(default=1e-4, gt=0, description="peak learning rate; prodigy: factor on its own, default 1")
-    lrs: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    lrs: Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(without_nulls)] = Field(
         default_factory=dict,
         description="peak learning rate of the parameters whose names a pattern with * matches, in place of lr "
-        "(text_encoder*); not read by prodigy",
+        "(text_encoder*); null takes an entry of an extended recipe away; not read by prodigy",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay of the moments; lion: (0.9, 0.99)")
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment; not read by lion")
@@ -127,7 +127,10 @@ def _rates(config: OptimizerConfig, names: list[str]) -> dict[str, float]:
     for pattern, rate in config.lrs.items():
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            raise ConfigError(f"optimizer.lrs: '{pattern}' matches no trained parameter; {_examples(pattern, names)}")
+            raise ConfigError(
+                f"optimizer.lrs: '{pattern}' matches no trained parameter; {_examples(pattern, names)}; "
+                f"{removal(pattern)}"
+            )
         for name in matches:
             if rates.setdefault(name, rate) != rate:
                 raise ConfigError(
@@ -136,6 +139,11 @@ def _rates(config: OptimizerConfig, names: list[str]) -> dict[str, float]:
                 )
             origins.setdefault(name, pattern)
     return rates
+
+
+def removal(pattern: str) -> str:
+    """How to take an entry of ``lrs`` away."""
+    return f"remove it (on the command line: 'optimizer.lrs={{{pattern}: null}}')"
 
 
 def _examples(pattern: str, names: list[str]) -> str:

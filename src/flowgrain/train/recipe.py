@@ -1,8 +1,8 @@
 """A recipe: one choice for each factor of the objective, and the budget to spend on it.
 
-Defaults are the paper's Table 3 (Semantic Granularity Alignment, FLUX): AdamW, lr 1e-4, batch 8, training
-guidance 1.0, gradient clipping 1.0. A baseline and the full method differ only in ``data``, ``tuples`` and ``time``
-(flow matching) or ``weighting`` (diffusion).
+Defaults are the paper's Table 3 (Semantic Granularity Alignment, FLUX): AdamW, lr 1e-4, batch 8; what it leaves open
+is as in kohya's trainer: training guidance 1.0, gradient clipping 1.0. A baseline and the full method differ only in
+``data``, ``tuples`` and ``time`` (flow matching) or ``weighting`` (diffusion).
 """
 
 import difflib
@@ -19,10 +19,11 @@ from flowgrain.config import Config
 from flowgrain.data.config import DRAWN_ANEW, DataConfig
 from flowgrain.data.tuples import TupleConfig
 from flowgrain.errors import ConfigError
+from flowgrain.families.configuration import configuration_digest
 from flowgrain.train.log import LogConfig
 from flowgrain.train.masks import MaskConfig
 from flowgrain.train.memory import MemoryConfig
-from flowgrain.train.optimizers import OptimizerConfig
+from flowgrain.train.optimizers import OptimizerConfig, removal
 from flowgrain.train.path_config import NoiseConfig, PathConfig
 from flowgrain.train.previews import PreviewConfig
 from flowgrain.train.time_config import TimeConfig
@@ -33,7 +34,13 @@ class ModelConfig(Config):
     """Which weights are fine-tuned."""
 
     path: str = Field(
-        default="tiny-flux", description="diffusers folder, hub id, or embedded: 'tiny-flux', 'tiny-sdxl'"
+        default="tiny-flux",
+        description="diffusers folder, hub id, single safetensors file, or embedded: 'tiny-flux', 'tiny-sdxl'",
+    )
+    config: str | None = Field(
+        default=None,
+        description="single-file checkpoints: diffusers folder or hub id whose configuration files and tokenizers "
+        "describe the file; null: the package's own for SD 1.5, 2.x and SDXL",
     )
     family: str | None = Field(default=None, description="backbone family; None reads it from model_index.json")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
@@ -168,7 +175,16 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _trained_text_encoders_read_captions(self) -> "Recipe":
-        """An embedding that was kept is not what a trained text encoder gives any more (DESIGN section 5)."""
+        """Frozen text encoders read no rate; an embedding that was kept is not what a trained one gives any more.
+
+        (DESIGN section 5.)
+        """
+        rates = [] if self.trains_text else [key for key in self.optimizer.lrs if key.startswith("text_encoder")]
+        if rates:
+            raise ValueError(
+                f"optimizer.lrs: '{rates[0]}' is a rate of text encoders, and none trains (adapter.text_encoders is "
+                f"null); {removal(rates[0])}"
+            )
         if self.trains_text and self.data.caches_text:
             variants = " (data.caption_variants goes too)" if self.data.caption_variants is not None else ""
             raise ValueError(
@@ -203,6 +219,10 @@ class Recipe(Config):
         # the data set's fingerprint knows its contents, captions, shapes, weights and masks, wherever they lie
         values["data"] = {key: values["data"][key] for key in DRAWN_ANEW}
         del values["tuples"]["micro_batch"]
+        if self.model.config is None:
+            del values["model"]["config"]
+        else:
+            values["model"]["config"] = configuration_digest(self.model.config)
         if self.adapter.init_from is not None:
             values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)
         del values["memory"]["offload_encoders"]  # where the encoders wait

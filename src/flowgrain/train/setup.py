@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         torch.cuda.set_device(device)
     precision = choose_precision(recipe.precision, device)
     if runtime.sharded:
-        check_shardable(recipe.memory)
+        check_shardable(recipe.memory, recipe.adapter)
     home = torch.device("cpu") if runtime.sharded else device
     family = load_backbone(recipe, home)
     if recipe.trains_text:
@@ -155,7 +155,7 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
 def load_backbone(recipe: Recipe, device: torch.device) -> Family:
     """The frozen model that a recipe fine-tunes; raises ConfigError for keys that it does not read."""
     model, dtype = recipe.model, getattr(torch, recipe.model.dtype)
-    family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize)
+    family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize, model.config)
     check_keys(recipe, family)
     if any(setting is not None for setting in recipe.path.overrides):
         family.override_path(*recipe.path.overrides)

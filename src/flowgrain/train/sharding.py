@@ -10,13 +10,19 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from flowgrain.adapters.base import AdapterConfig
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
 from flowgrain.train.memory import MemoryConfig
 
 
-def check_shardable(memory: MemoryConfig) -> None:
-    """Raise ConfigError for memory settings that do not go together with shards."""
+def check_shardable(memory: MemoryConfig, adapter: AdapterConfig) -> None:
+    """Raise ConfigError for settings that do not go together with shards."""
+    if adapter.kind == "full":
+        raise ConfigError(
+            "adapter.kind: full trains all weights, and FSDP shards those that are frozen: none; use lora or dora, or "
+            "launch without FSDP (every process then holds the whole model, its gradients and optimizer state)"
+        )
     if memory.quantize != "none":
         raise ConfigError(
             f"memory.quantize: weights in {memory.quantize} cannot be sharded; set it to none, or launch without FSDP"

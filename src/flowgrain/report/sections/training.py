@@ -1,4 +1,4 @@
-"""Training seen from inside: loss by level, noise levels by level."""
+"""Training seen from inside: loss by level, noise levels or loss weights by level."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,19 @@ from dataclasses import dataclass
 import torch
 
 from flowgrain.flow.time_laws import TimeLaw
+from flowgrain.flow.weightings import Weighting
 from flowgrain.granularity import GRANULARITIES, Granularity, granularity_index
 from flowgrain.report.arms import Arm
 from flowgrain.report.canvas import Style
-from flowgrain.report.figures import Curve, density_figure, loss_figure
+from flowgrain.report.figures import Curve, density_figure, loss_figure, weight_figure
 from flowgrain.report.page import Figure, FigureRow, Section, Table
 from flowgrain.report.run_log import RunLog
 from flowgrain.report.wording import NONE, number
 
 GRID_POINTS = 199
+TABLE_STEPS = 1000
+"""Noise levels of a diffusion model's table."""
+
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class TimeLaws:
     def levels(self) -> tuple[Granularity, ...]:
         """The granularities that have tokens, coarsest first."""
         return tuple(level for level in GRANULARITIES if level in self.tokens)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The loss weight over noise levels without and with modulation: how granularity acts on diffusion models."""
+
+    neutral: Weighting
+    modulated: Weighting
 
 
 def runs_of(arms: Sequence[Arm]) -> dict[str, RunLog]:
@@ -76,6 +88,40 @@ def time_section(laws: TimeLaws, arms: Sequence[Arm]) -> Section:
         "Which noise levels each granularity is trained at: the law without modulation against the modulated one.",
         (_densities(laws), _mean_levels(laws, arms)),
     )
+
+
+def weight_section(weights: LossWeights) -> Section:
+    """Loss weights over the noise level by granularity, and the part of the loss that each level keeps."""
+    neutral = _weights(weights.neutral, GRANULARITIES[0], "not modulated", Style(None))
+    curves = [_weights(weights.modulated, level, level, _level_style(level)) for level in GRANULARITIES]
+    means = tuple((curve.label, number(sum(curve.y) / len(curve.y), 3)) for curve in curves)
+    caption = "Weight of the squared error over the noise level, by granularity."
+    return Section(
+        "loss-weights",
+        "Loss weights by level",
+        "Noise levels are drawn alike for all slices here; granularity acts through the weight of the loss instead.",
+        (
+            FigureRow(
+                "Weight of the loss.",
+                "Weights fall where little noise is left, for macro slices first: fine texture is learned from "
+                "close-ups more than from whole pictures.",
+                (Figure(weight_figure("All levels", neutral, curves), caption),),
+            ),
+            Table(
+                "Mean weight.",
+                "Over all noise levels: how much of its loss a level keeps.",
+                ("level", "mean weight"),
+                means,
+                numeric=frozenset({1}),
+            ),
+        ),
+    )
+
+
+def _weights(weighting: Weighting, level: Granularity, label: str, style: Style) -> Curve:
+    t = (torch.arange(TABLE_STEPS, dtype=torch.float64) + 0.5) / TABLE_STEPS
+    weight = weighting(t, torch.full((TABLE_STEPS,), granularity_index(level)))
+    return Curve(label, t.tolist(), weight.tolist(), style)
 
 
 def _densities(laws: TimeLaws) -> FigureRow:
