@@ -1,6 +1,6 @@
 """Rebuild the embedded bundle: fetch published image packages, train the tiny models, pack them into the package.
 
-Example, everything with the default budgets (about two hours on two cores):
+Example, everything with the default budgets (three to four hours on two cores):
 
     python scripts/build_assets.py --work /tmp/bundle --stage all --out src/flowgrain/assets
 """
@@ -35,7 +35,7 @@ DEFAULT_SECONDS = {
     "flux": 2400.0,
     "distill": 480.0,
     "text-projected": 150.0,
-    "unet": 2700.0,
+    "unet": 5400.0,
 }
 
 

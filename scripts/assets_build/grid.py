@@ -1,16 +1,18 @@
-"""Draw the pictures of docs/bundle.md from the packed folder, through the ordinary pipeline."""
+"""Draw the pictures of docs/bundle.md from the packed folders, through the ordinary pipelines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionXLPipeline
 from PIL import Image, ImageDraw
 
 from . import autoencoder, domains, vocabulary
-from .pack import NAME, _domain_pixels
+from .pack import NAME, SDXL_NAME, _domain_pixels
 from .render import BaseImages, shrink
 
 SUBJECTS = (
@@ -19,7 +21,8 @@ SUBJECTS = (
 )
 GUIDANCES = (1.0, 2.0, 3.5, 5.0)
 CELL, LABEL = 128, 14
-STEPS, GUIDANCE = 28, 2.5
+STEPS, GUIDANCE, SDXL_GUIDANCE = 28, 2.5, 4.0
+Sampler = Callable[[list[str], float], list[Image.Image]]
 
 
 class _Sheet:
@@ -40,48 +43,63 @@ class _Sheet:
         print(f"drew {path.name}", flush=True)
 
 
-def sample(pipeline: FluxPipeline, prompts: list[str], guidance: float, seed: int = 0) -> list[Image.Image]:
-    """One picture a prompt from the same starting noise."""
-    generators = [torch.Generator().manual_seed(seed) for _ in prompts]
-    with torch.autocast("cpu", torch.bfloat16):
-        return pipeline(
-            prompt=prompts,
-            height=CELL,
-            width=CELL,
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            max_sequence_length=24,
-            generator=generators,
-        ).images
+def _flux(folder: Path) -> Sampler:
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    return _sampler(pipeline, {"max_sequence_length": 24})
+
+
+def _sdxl(folder: Path) -> Sampler:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    return _sampler(pipeline, {})
+
+
+def _sampler(pipeline: DiffusionPipeline, options: dict[str, Any]) -> Sampler:
+    """One picture a prompt at a guidance, all from the same starting noise."""
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sample(prompts: list[str], guidance: float) -> list[Image.Image]:
+        generators = [torch.Generator().manual_seed(0) for _ in prompts]
+        with torch.autocast("cpu", torch.bfloat16):
+            return pipeline(
+                prompt=prompts,
+                height=CELL,
+                width=CELL,
+                num_inference_steps=STEPS,
+                guidance_scale=guidance,
+                generator=generators,
+                **options,
+            ).images
+
+    return sample
 
 
 def draw(work: Path, out: Path) -> None:
-    """Write bundle-grid.png, bundle-guidance.png and bundle-vae.png next to the docs."""
+    """Write the pictures of docs/bundle.md next to it."""
     pictures = out.parents[2] / "docs" / "images"
-    pipeline = FluxPipeline.from_pretrained(out / NAME, torch_dtype=torch.float32, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    _prompt_grid(pipeline, pictures / "bundle-grid.png")
-    _guidance_grid(pipeline, pictures / "bundle-guidance.png")
+    flux, sdxl = _flux(out / NAME), _sdxl(out / SDXL_NAME)
+    _prompt_grid(flux, GUIDANCE, pictures / "bundle-grid.png")
+    _guidance_grid(flux, pictures / "bundle-guidance.png")
+    _prompt_grid(sdxl, SDXL_GUIDANCE, pictures / "bundle-sdxl-grid.png")
     _autoencoder_grid(work, out, pictures / "bundle-vae.png")
 
 
-def _prompt_grid(pipeline: FluxPipeline, path: Path) -> None:
+def _prompt_grid(sample: Sampler, guidance: float, path: Path) -> None:
     half = len(SUBJECTS) // 2
     wanted = [(style, "") for style in vocabulary.STYLES.values()] + [("noto style", "close-up")]
     sheet = _Sheet(half, 2 * len(wanted))
     for line, (style, closeness) in enumerate(wanted):
         prompts = [vocabulary.caption(subject, style, closeness) for subject in SUBJECTS]
-        for index, picture in enumerate(sample(pipeline, prompts, GUIDANCE)):
+        for index, picture in enumerate(sample(prompts, guidance)):
             sheet.put(index % half, line + len(wanted) * (index // half), picture, prompts[index])
     sheet.save(path)
 
 
-def _guidance_grid(pipeline: FluxPipeline, path: Path) -> None:
+def _guidance_grid(sample: Sampler, path: Path) -> None:
     subjects = SUBJECTS[:8]
     sheet = _Sheet(len(subjects), len(GUIDANCES))
     prompts = [vocabulary.caption(subject, "twemoji style") for subject in subjects]
     for row, guidance in enumerate(GUIDANCES):
-        for column, picture in enumerate(sample(pipeline, prompts, guidance)):
+        for column, picture in enumerate(sample(prompts, guidance)):
             sheet.put(column, row, picture, f"g={guidance:g} {prompts[column]}")
     sheet.save(path)
 

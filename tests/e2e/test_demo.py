@@ -11,7 +11,6 @@ from flowgrain.demo.page import REPORT_NAME, compared_pairs, gather_arms, measur
 from flowgrain.demo.study import BASE, DemoPlan, check_arms, cut, draw_pictures, recipe, train_arm
 from flowgrain.errors import ConfigError
 from flowgrain.report.arms import Arm
-from flowgrain.sample.generate import SampleConfig
 from flowgrain.train.loop import Observer
 
 
@@ -49,8 +48,7 @@ def run(plan):
 
 @pytest.mark.parametrize(("architecture", "modulation"), [("flux", "Noise levels by level"), ("sdxl", "Loss weights")])
 def test_the_demo_ends_with_a_report_and_a_second_run_repeats_nothing(domain, tmp_path, architecture, modulation):
-    sampler = SampleConfig.model_validate({"steps": 2, "guidance": 2.5, "batch_size": 8})
-    plan = DemoPlan(domain, tmp_path, architecture, budget=36, seeds=1, sampler=sampler)
+    plan = DemoPlan(domain, tmp_path, architecture, budget=36, seeds=1, steps=2)
     speeds, arms, metrics = run(plan)
     assert [arm.title for arm in arms] == ["base", "baseline 1x", "granularity 1x", "baseline 1.5x", "granularity 1.5x"]
     assert all(len(arm.pictures) == 5 and all(p.path.exists() for p in arm.pictures) for arm in arms)

@@ -31,7 +31,9 @@ from flowgrain.train.state import RUN_NAME
 
 Architecture = Literal["flux", "sdxl"]
 BASE = "base"
-SAMPLER = {"steps": 20, "guidance": 2.5, "batch_size": 32}
+GUIDANCE: dict[Architecture, float] = {"flux": 2.5, "sdxl": 4.0}
+"""At which each embedded model draws well; embedded guidance of the first, classifier-free of the second."""
+
 Stage = Callable[[str, int, int], None]
 """(what, done, total)"""
 
@@ -48,7 +50,13 @@ class DemoPlan:
     """N1 in slices: every arm sees the same number of slices."""
     seeds: int = 2
     seed: int = 0
-    sampler: SampleConfig = field(default_factory=lambda: SampleConfig.model_validate(SAMPLER))
+    steps: int = 20
+    """Of sampling."""
+
+    @property
+    def sampler(self) -> SampleConfig:
+        """How pictures are drawn."""
+        return SampleConfig(steps=self.steps, guidance=GUIDANCE[self.architecture], batch_size=32)
 
     @property
     def model(self) -> str:

@@ -20,7 +20,6 @@ TABLE_STEPS = 1000
 """Noise levels of a diffusion model's table."""
 
 
-
 @dataclass(frozen=True)
 class TimeLaws:
     """The law of noise levels without and with modulation, and the image tokens of a slice at each granularity."""
