@@ -1,5 +1,6 @@
 """Whole runs over a random SDXL: path, weighting, captions, text encoders; and which settings do not go together."""
 
+import logging
 import math
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from flowgrain.families.registry import load_family
 from flowgrain.flow.variance_preserving import VariancePreserving
 from flowgrain.flow.weightings import Debiased, MinSnr
 from flowgrain.train.loop import Observer, train
+from flowgrain.train.memory_forecast import MemoryModel, Shape
 from flowgrain.train.setup import fine_tuning, prepare
 
 LORA = {"kind": "lora", "rank": 4, "alpha": 2}
@@ -274,3 +276,12 @@ def test_check_warns_of_gammas_over_one_granularity_and_counts_kept_captions(une
         assert found["one_granularity"].startswith("weighting.gamma differs by granularity, but all slices are macro")
         sizes.append(inspection.storage.embeddings)
     assert sizes[0] > 0 and sizes[1] == 0
+
+
+def test_a_forecast_says_nothing_of_the_long_caption_that_it_embeds(unet_recipe, caplog, monkeypatch):
+    """Longer than CLIP reads, on purpose: diffusers would tell for every slice that it was cut."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [caplog.handler])
+    config = unet_recipe(data=with_data(unet_recipe, cache_text=False), **TEXT)
+    model = MemoryModel(config, torch.device("cpu"), "fp32")
+    assert model.forecast(Shape(2, 32, 32)).total > 0
+    assert "truncated" not in caplog.text

@@ -247,7 +247,8 @@ class _Skeleton:
         before = [*gradients, batch.x0, batch.noise]
         before += batch.inputs.embedding.tensors.values() if batch.inputs.embedding is not None else ()
         before += chain.from_iterable(_tensors(model) for model in self._running)
-        return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
+        with quiet_loading():  # CLIP's tokenizers tell that they cut the long caption
+            return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
 
     def _batch(self, shape: Shape) -> Batch:
         capabilities = self._family.capabilities
@@ -276,7 +277,7 @@ def _load_skeleton(model: ModelConfig, dtype: str) -> Family:
 
 
 def _longest_embedding(family: Family) -> TextEmbedding:
-    with quiet_loading():  # CLIP's tokenizers tell that they cut it
+    with quiet_loading():  # see _Skeleton.trace
         return family.embed_text([_LONG_CAPTION])
 
 
