@@ -21,7 +21,7 @@ from flowgrain.errors import CheckpointError, ModelError
 from flowgrain.export.source import ExportSource
 from flowgrain.export.weights_file import about_the_adapter, writing
 from flowgrain.families.base import Family
-from flowgrain.families.loading import load_component
+from flowgrain.families.loading import load_component, quiet_libraries
 from flowgrain.families.registry import resolve_model
 from flowgrain.files import atomic_directory, atomic_write_text
 
@@ -100,7 +100,7 @@ def merge(family: Family, plan: MergePlan, out: Path) -> None:
     changed = _merged_components(family, plan)
     for name, module in changed.items():
         _refuse_overflow(name, module)
-    with writing(out), atomic_directory(out) as temporary:
+    with writing(out), atomic_directory(out) as temporary, quiet_libraries():
         if plan.saved:
             pipeline = family.pipeline()
             pipeline.register_modules(**changed)

@@ -27,7 +27,7 @@ from flowgrain.families.block_layers import JOINT_ATTENTION, in_blocks
 from flowgrain.families.diffusers_family import Configs
 from flowgrain.families.flow_matching import FlowMatchingFamily
 from flowgrain.families.language_model_text import reading_digests
-from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_loading
+from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_libraries
 from flowgrain.flow.time_laws import LinearShift
 
 ADAPTER_TARGETS = (
@@ -152,7 +152,7 @@ class Flux2(Flux2Family):
 def _tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer and chat template inside a processor: for captions the same as the processor."""
     try:
-        with quiet_loading():
+        with quiet_libraries():
             return AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
     except LOAD_ERRORS as error:
         raise ModelError(f"{model}/tokenizer: cannot be loaded ({one_line(error)}); restore it") from None

@@ -38,7 +38,7 @@ def load_pipeline(
     be loaded or lacks weights.
     """
     try:
-        with quiet_loading():
+        with quiet_libraries():
             return _load_parts(kind, model, dtype, without + _lacking(kind, model, optional))
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -60,7 +60,7 @@ def skeleton_pipeline(
     ModelError for a folder or hub id without these files.
     """
     try:
-        with quiet_loading():
+        with quiet_libraries():
             without += _lacking(kind, model, optional)
             parts = {
                 name: _skeleton_part(model, name, part_class(library, class_name), dtype)
@@ -81,7 +81,7 @@ def read_configs(kind: type[DiffusionPipeline], model: str) -> dict[str, Mapping
     Raises ModelError where one cannot be read.
     """
     try:
-        with quiet_loading():
+        with quiet_libraries():
             parts = {
                 name: part_class(library, class_name)
                 for name, (library, class_name) in _parts(kind, model).items()
@@ -133,7 +133,7 @@ def load_component(folder: Path, like: Any) -> Any:
     """
     kind: Any = type(like)
     try:
-        with quiet_loading():
+        with quiet_libraries():
             if isinstance(like, PreTrainedModel):
                 loaded, info = kind.from_pretrained(
                     folder, dtype=like.dtype, output_loading_info=True, use_safetensors=True
@@ -168,7 +168,7 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and no warnings of the libraries: missing weights are errors here, and nothing else matters."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]

@@ -24,7 +24,7 @@ from torch import Tensor
 from flowgrain.errors import ModelError
 from flowgrain.families.base import Quantization
 from flowgrain.families.flux import Flux
-from flowgrain.families.loading import LOAD_ERRORS, load_part, one_line, quiet_loading, skeleton_pipeline
+from flowgrain.families.loading import LOAD_ERRORS, load_part, one_line, quiet_libraries, skeleton_pipeline
 from flowgrain.families.single_file import Header, SingleFile, load_single_file, read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -149,7 +149,7 @@ class FluxFile(SingleFile):
         for name, source in sources.items():
             model = getattr(pipeline, name)
             try:
-                with quiet_loading():
+                with quiet_libraries():
                     if isinstance(source, Header):
                         part = self._converted(name, source, model, dtype)
                     else:

@@ -22,7 +22,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowgrain.errors import ModelError
 from flowgrain.families.configuration import CONFIGURATION_SUFFIXES
-from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_loading
+from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_libraries
 from flowgrain.families.single_file import CLASSIC, Header, SingleFile
 
 _FAMILIES = {
@@ -70,7 +70,7 @@ class UNetFile(SingleFile):
         found: Any = kind  # which of them have from_single_file, no type checker follows
         self._check_count(folder)
         try:
-            with quiet_loading():
+            with quiet_libraries():
                 pipeline = found.from_single_file(
                     str(self._header.path), config=folder, local_files_only=True, dtype=dtype, **dict.fromkeys(without)
                 )

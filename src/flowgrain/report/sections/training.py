@@ -61,8 +61,9 @@ def loss_section(arms: Sequence[Arm]) -> Section | None:
         (
             FigureRow(
                 "Loss over slices.",
-                "Lower is better; faint lines are single updates, strong ones a moving average. Runs draw different "
-                "noise levels where modulation is on, so compare the trend here and the values under Validation.",
+                "Lower is better; faint lines are single updates, strong ones a moving average. Runs draw or weigh "
+                "noise levels otherwise where modulation is on, so compare the trend here and the values under "
+                "Validation.",
                 figures,
             ),
         ),
