@@ -18,7 +18,7 @@ from . import attribution, autoencoder, distill, domains, flow, packages, pretra
 
 NAME, SDXL_NAME = "tiny-flux", "tiny-sdxl"
 SHARED = {"text_encoder": "text_encoder", "tokenizer": "tokenizer", "tokenizer_2": "tokenizer"}
-"""Folders of the tiny SDXL that are links to those of the tiny FLUX."""
+"""Folders of the tiny SDXL whose files are links to those of the tiny FLUX."""
 TOKENS_UNSHIFTED = 64  # tokens of a 128-px picture: mu = 0 there, as in training
 FLUX_TOKEN_RATIO, FLUX_SHIFT_RANGE = 16, 0.65  # FLUX: mu grows by 1.15 - 0.5 from 256 to 4096 tokens
 LARGEST_FILE, LARGEST_TOTAL = 15_000_000, 32_000_000
@@ -85,18 +85,26 @@ def write_sdxl(work: Path, out: Path) -> None:
     partial = out / f".{SDXL_NAME}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    # links of files: of folders, a wheel holds nothing
     for name, shared in SHARED.items():
         shutil.rmtree(partial / name)
-        (partial / name).symlink_to(Path("..") / NAME / shared)
+        (partial / name).mkdir()
+        for path in sorted((out / NAME / shared).iterdir()):
+            _link(partial / name / path.name, Path(NAME) / shared / path.name)
     weights = "diffusion_pytorch_model.safetensors"
     (partial / "vae" / weights).unlink()
-    (partial / "vae" / weights).symlink_to(Path("..") / ".." / NAME / "vae" / weights)
+    _link(partial / "vae" / weights, Path(NAME) / "vae" / weights)
     reports = {name: json.loads((work / name / "report.json").read_text()) for name in ("text_projected", "unet")}
     record = {"seeds": {"text_projected": text_projected.SEED, "unet": unet.SEED}, **reports}
     (partial / "bundle.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(out / SDXL_NAME, ignore_errors=True)
     partial.rename(out / SDXL_NAME)
     _check_sizes(out)
+
+
+def _link(path: Path, target: Path) -> None:
+    """A relative link from a part of one model to a file of the other, ``target`` as seen from the assets folder."""
+    path.symlink_to(Path("..") / ".." / target)
 
 
 def _record(work: Path, out: Path) -> dict:

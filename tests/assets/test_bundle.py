@@ -49,6 +49,12 @@ def test_assets_stay_within_their_size_limits():
     assert not [path for path in sizes if not path.relative_to(ASSETS).as_posix().isascii()]
 
 
+def test_links_are_of_files():
+    """A wheel holds copies of linked files, and nothing of linked folders."""
+    links = [path for path in ASSETS.rglob("*") if path.is_symlink()]
+    assert links and all(path.is_file() for path in links)
+
+
 def test_folder_is_an_ordinary_flux_pipeline(pipeline):
     assert pipeline.transformer.config.guidance_embeds
     assert pipeline.vae.config.latent_channels == 16
