@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
 
 # Keep big activations on the heap: glibc's default mmaps and unmaps each of them, about half of the time of a CPU
 # training step (docs/bundle.md).
@@ -28,8 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/flowgrain demo $(DEMO)
 
+# JOBS processes of one thread each: small models gain nothing from more threads. JOBS=0 runs in one process.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
