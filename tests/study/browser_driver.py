@@ -136,7 +136,7 @@ class Sitter:
 
     def finger(self, source, target, hold=True):
         """Touches one thing, holds it until it can be dragged, or not, and moves to another."""
-        source.scroll_into_view_if_needed()
+        source.tap(trial=True)  # in view, and no longer moved by a scroll before
         session = self.page.context.new_cdp_session(self.page)
 
         def send(kind, *points):
