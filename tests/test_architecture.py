@@ -6,7 +6,7 @@ from pathlib import Path
 import flowgrain
 
 SOURCE = Path(flowgrain.__file__).parent
-TOP = {"errors", "config", "rng", "granularity", "files", "locks"}
+TOP = {"clock", "errors", "config", "rng", "granularity", "files", "locks"}
 # room -> flowgrain rooms that it may import, besides itself and the top-level modules
 ALLOWED = {
     "flow": set(),
@@ -14,7 +14,7 @@ ALLOWED = {
     "families": {"flow"},
     "adapters": {"families", "flow"},
     "align": {"flow", "families"},
-    "slices": {"data"},
+    "slices": {"data", "vlm"},
     "data": {"families"},
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},
     "sample": {"adapters", "data", "evaluate", "families", "flow"},

@@ -44,3 +44,8 @@ class MissingExtraError(FlowgrainError):
 
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'flowgrain[{extra}]'")
+        self._parts = (package, extra, purpose)
+
+    def __reduce__(self):
+        """Made from its parts again in another process."""
+        return type(self), self._parts

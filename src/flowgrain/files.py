@@ -3,12 +3,14 @@
 An OSError of these functions carries the file's name, which the operating system leaves out of a failed write.
 """
 
+import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -26,6 +28,56 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         _name(error, path)
         raise
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """A stream into what becomes ``path`` at the end of the block, synced, unless it holds the same bytes already.
+
+    On any failure the old file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+            os.unlink(temporary)
+            return
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        _name(error, path)
+        raise
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: a killed process leaves the old file or the new one, a power cut perhaps neither.
+
+    For files that are written by the hundred and of which :func:`sync_files` is told before anything relies on them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _name(error, path)
+        raise
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until files and their folders' entries are on the disk."""
+    folders = set()
+    for path in paths:
+        _sync(path)
+        folders.add(path.parent)
+    for folder in folders:
+        _sync(folder)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from kohya_files import convert_files, outcomes
 
 from flowgrain.config import load_config
 from flowgrain.convert.kohya import convert_kohya
@@ -57,13 +58,7 @@ timestep_sampling = { offset = 0.5 }
 
 
 def converted(tmp_path, train=TRAIN, data=DATA):
-    (tmp_path / "train.toml").write_text(train, encoding="utf-8")
-    (tmp_path / "data.toml").write_text(data, encoding="utf-8")
-    return convert_kohya(tmp_path / "train.toml", tmp_path / "data.toml", None)
-
-
-def outcomes(draft):
-    return {entry.option: entry.outcome for entry in draft.entries}
+    return convert_files(tmp_path, train, data)
 
 
 def law_samples(kind, scale, shift, tokens, offset, count=200_000):

@@ -1,6 +1,7 @@
 """kohya's SDXL and Stable Diffusion scripts: path, weighting, noise, captions, LoCon and text encoders."""
 
 import pytest
+from kohya_files import convert_files, outcomes
 
 from flowgrain.config import load_config
 from flowgrain.convert.kohya import convert_kohya
@@ -42,13 +43,7 @@ image_dir = "full"
 
 
 def converted(tmp_path, train=TRAIN, data=DATA):
-    (tmp_path / "train.toml").write_text(train, encoding="utf-8")
-    (tmp_path / "data.toml").write_text(data, encoding="utf-8")
-    return convert_kohya(tmp_path / "train.toml", tmp_path / "data.toml", None)
-
-
-def outcomes(draft):
-    return {entry.option: entry.outcome for entry in draft.entries}
+    return convert_files(tmp_path, train, data)
 
 
 def test_a_common_sdxl_training_becomes_a_valid_recipe(tmp_path):

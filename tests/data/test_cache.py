@@ -26,7 +26,7 @@ from flowgrain.data.cache import (
 )
 from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset
 from flowgrain.errors import DataError
-from flowgrain.families.base import Capabilities, Family, Posterior, TextEmbedding
+from flowgrain.families.base import Capabilities, CutCaptions, Family, Posterior, TextEmbedding
 
 TINY_FLUX = Path(flowgrain.__file__).parent / "assets" / "tiny-flux"
 
@@ -59,6 +59,9 @@ class TinyAutoencoder(Family):
         rows = [np.bincount(list(caption.encode()), minlength=256) for caption in captions]
         states = torch.tensor(np.array(rows), dtype=self.dtype)
         return TextEmbedding({"states": states[:, None], "pooled": states.sum(1, keepdim=True)})
+
+    def cut_captions(self, captions):
+        return CutCaptions(40, {caption: len(caption) for caption in captions if len(caption) > 40})
 
     @classmethod
     def load(cls, model, dtype, device, quantization="none"):
@@ -291,7 +294,7 @@ def test_flipped_bit_is_found_and_encoded_again(dataset, tmp_path, caplog, kind)
 
 def test_corrupt_picture_found_while_filling_names_it_and_keeps_the_rest(dataset, tmp_path):
     folder = tmp_path / "cache"
-    broken = dataset.slices[2].path
+    broken = Path(dataset.slices[2].file.place())
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(DataError, match=broken.name):
         PosteriorCache(folder, TinyAutoencoder()).fill(dataset)
@@ -329,6 +332,16 @@ def test_embeddings(dataset, tmp_path, on_disk):
     assert EmbeddingCache(folder, TinyAutoencoder(dtype=torch.bfloat16)).fill(dataset.captions(0)) == (
         0 if on_disk else 3
     )
+
+
+def test_cut_captions_are_told_once(caplog):
+    captions = ["short", "a" * 41, "b" * 60]
+    for _ in range(2):
+        EmbeddingCache(None, TinyAutoencoder()).fill(captions)
+    assert [record.message for record in caplog.records] == [
+        "2 of 3 captions are longer than the 40 tokens that the model reads: it does not see their end; "
+        "flowgrain check names them"
+    ]
 
 
 def test_posteriors_and_embeddings_share_a_folder(dataset, tmp_path, caplog):

@@ -7,10 +7,11 @@ from flowgrain.data.captions import (
     check_template,
     decorate,
     read_caption,
-    read_slice_caption,
     slice_caption,
+    slice_caption_beside,
     with_trigger,
 )
+from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import DataError
 
 CLOSE = "close-up of {caption}"
@@ -53,12 +54,12 @@ def test_decoration_and_trigger():
 
 
 def test_slice_sidecars_in_order(tmp_path):
-    image = tmp_path / "fox.png"
+    image = Item(Folder(tmp_path), "fox.png")
     (tmp_path / "fox.micro.txt").write_text("an eye")
-    assert read_slice_caption(image, ["micro0", "micro"]) == "an eye"
+    assert slice_caption_beside(image, ["micro0", "micro"]) == "an eye"
     (tmp_path / "fox.micro0.txt").write_text("the left eye")
-    assert read_slice_caption(image, ["micro0", "micro"]) == "the left eye"
-    assert read_slice_caption(image, ["meso0", "meso"]) is None
+    assert slice_caption_beside(image, ["micro0", "micro"]) == "the left eye"
+    assert slice_caption_beside(image, ["meso0", "meso"]) is None
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from flowgrain.data import file_index, folder, manifest
+from flowgrain.data.collections import Folder, Item
 from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset
 from flowgrain.data.file_index import FileFacts, FileIndex
-from flowgrain.data.images import sha1_of
+from flowgrain.data.images import sha1_of, sha1_of_bytes
 from flowgrain.data.manifest import INDEX_NAME
 from flowgrain.data.records import MANIFEST_NAME
 from flowgrain.errors import DataError
@@ -68,9 +69,9 @@ def inspected(monkeypatch) -> list[str]:
     for module, name in ((folder, "inspect_picture"), (manifest, "inspect_slice")):
         original = getattr(module, name)
 
-        def spy(path: Path, original=original) -> FileFacts:
-            names.append(path.name)
-            return original(path)
+        def spy(item: Item, original=original) -> FileFacts:
+            names.append(Path(item.name).name)
+            return original(item)
 
         monkeypatch.setattr(module, name, spy)
     return names
@@ -101,7 +102,7 @@ def test_the_second_opening_reads_only_what_is_broken(config, inspected):
 @pytest.mark.parametrize("keep_times", [False, True])
 def test_a_changed_file_is_seen(config, inspected, keep_times):
     first = opened(config)
-    path = first.slices[1].path
+    path = Path(first.slices[1].file.place())
     before = path.stat()
     data = bytearray(path.read_bytes())
     picture(path, 99, Image.open(path).size)
@@ -112,7 +113,7 @@ def test_a_changed_file_is_seen(config, inspected, keep_times):
     inspected.clear()
     second = opened(config)
     assert inspected.count(path.name) == 1
-    assert {s.path: s.digest for s in second.slices}[path] == sha1_of(path) != first.slices[1].digest
+    assert {Path(s.file.place()): s.digest for s in second.slices}[path] == sha1_of(path) != first.slices[1].digest
     assert second.fingerprint != first.fingerprint
     inspected.clear()
     assert opened(config).slices == second.slices
@@ -125,14 +126,16 @@ def test_a_replaced_file_with_the_same_length_and_time_is_seen(tmp_path):
     other.write_bytes(b"two")
     index = FileIndex(None)
 
-    def inspect(file: Path) -> FileFacts:
-        return FileFacts(sha1_of(file), 1, 1, None)
+    item = Item(Folder(tmp_path), "a")
 
-    [first] = index.facts(tmp_path, ["a"], inspect)
+    def inspect(file: Item) -> FileFacts:
+        return FileFacts(sha1_of_bytes(file.read()), 1, 1, None)
+
+    [first] = index.facts([item], inspect)
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     os.utime(other, ns=times)
     os.replace(other, path)
-    [second] = index.facts(tmp_path, ["a"], inspect)
+    [second] = index.facts([item], inspect)
     assert first != second
 
 
@@ -194,7 +197,7 @@ def test_two_folders_share_one_cache_folder(plain, tmp_path):
 
 
 def test_a_damaged_slice_is_an_error_that_says_what_to_do(decomposed):
-    path = opened(decomposed).slices[2].path
+    path = Path(opened(decomposed).slices[2].file.place())
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"2\.png: damaged or truncated .*decompose the data set again"):
         opened(decomposed)

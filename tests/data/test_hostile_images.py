@@ -119,7 +119,7 @@ def test_a_pipe_as_caption(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     dataset = open_dataset(DataConfig(path=tmp_path, resolution=32), 16)
     assert [(p.name, r) for p, r in dataset.problems] == [
-        ("a.png", "a.txt: caption cannot be read (not a regular file)")
+        ("a.png", "a.txt: cannot be read (not a regular file)")
     ]
 
 

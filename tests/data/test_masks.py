@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from flowgrain.data.collections import Folder, Item
 from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset
+from flowgrain.data.masks import mask_beside
 from flowgrain.data.records import MANIFEST_NAME
 from flowgrain.errors import DataError
 
@@ -156,3 +158,16 @@ def test_masks_of_a_decomposed_set(tmp_path, mask):
     Image.new("L", (32, 48), 0).save(tmp_path / "slices/1.mask.png")
     with pytest.raises(DataError, match=r"1\.mask\.png: a mask that is black"):
         opened(tmp_path, mask=mask, buckets=None)
+
+
+def test_the_mask_beside_a_picture_of_any_collection(pictures):
+    folder = Folder(pictures)
+    assert mask_beside(Item(folder, "a.png")) == (".mask.png", (pictures / "a.mask.png").read_bytes())
+    assert mask_beside(Item(folder, "b.jpg")) == ("-masklabel.png", (pictures / "b-masklabel.png").read_bytes())
+    assert mask_beside(Item(folder, "c.png")) is None
+    (pictures / "a-masklabel.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.png: has two masks, a\.mask\.png and a-masklabel\.png; remove one"):
+        mask_beside(Item(folder, "a.png"))
+    (pictures / "c.mask.png").symlink_to(pictures / "gone.png")
+    with pytest.raises(DataError, match=r"c\.mask\.png: no such file"):
+        mask_beside(Item(folder, "c.png"))

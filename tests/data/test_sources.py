@@ -345,7 +345,7 @@ def test_no_upscale_keeps_small_pictures_and_leaves_tiny_ones_out(tmp_path):
     for name, size in (("large", (640, 480)), ("small", (100, 70)), ("tiny", (20, 200))):
         Image.new("RGB", size, "red").save(folder / f"{name}.png")
     dataset = open_dataset(DataConfig(path=folder, resolution=128, no_upscale=True), 16)
-    shapes = {item.path.stem: (item.bucket, item.crop.resize) for item in dataset.slices}
+    shapes = {Path(item.file.name).stem: (item.bucket, item.crop.resize) for item in dataset.slices}
     # steps of 32 px at 128; the large one is shrunk to about 128 x 128 pixels of area
     assert shapes["small"] == ((96, 64), (100, 70))
     bucket, resize = shapes["large"]

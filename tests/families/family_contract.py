@@ -116,6 +116,7 @@ def check_cached_is_live(family: DiffusersFamily) -> dict[str, Tensor]:
     cached = family.condition(ConditionInputs(None, TextEmbedding.stack(rows), 1.0)).tensors
     assert live.keys() == cached.keys()
     assert all(torch.equal(live[name], cached[name]) for name in live)
+    assert set(family.cut_captions(["a fox", "fox " * 3000]).lengths) == {"fox " * 3000}
     return live
 
 

@@ -11,9 +11,9 @@ from flowgrain.report.figures import (
     Curve,
     IntervalRow,
     bar_figure,
-    density_figure,
     interval_figure,
     loss_figure,
+    modulation_figure,
     moving_average,
     noise_level_figure,
 )
@@ -32,7 +32,8 @@ def draw_all():
     rows = [IntervalRow("a − b", 0.1, -0.1, 0.3, Style(None), True), IntervalRow(ODD, 2.0, 1.0, 3.0, Style(1), False)]
     return [
         loss_figure(ODD, CURVES),
-        density_figure("densities", CURVES[0], CURVES[1:]),
+        modulation_figure("densities", CURVES[0], CURVES[1:], "density", filled=True),
+        modulation_figure("weights", CURVES[0], CURVES[1:], "weight"),
         noise_level_figure("levels", CURVES, "loss", zero="base"),
         interval_figure("differences", rows, "difference"),
         bar_figure("counts", {ODD: 3, "b": 1}, "level", "slices"),

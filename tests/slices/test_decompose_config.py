@@ -8,6 +8,7 @@ from flowgrain.config import load_config
 from flowgrain.errors import ConfigError
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.presets import DEFAULT_PRESET, preset_names, preset_path
+from flowgrain.slices.settings import load_settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("decompose-*.yaml"))
 
@@ -18,8 +19,21 @@ def load(*overrides, preset=DEFAULT_PRESET):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_valid(name):
-    config = load(preset=name)
-    assert [level.granularity for level in config.levels.values()] == ["macro", "meso", "micro"]
+    config, _ = load_settings([name], None, None, [])
+    assert [level.granularity for level in config.levels.values()][:3] == ["macro", "meso", "micro"]
+    assert all(level.detector is not None for level in list(config.levels.values())[1:])
+
+
+def test_a_subject_stands_on_a_size_whichever_is_named_first():
+    both = load_settings(["portrait", "sdxl-1024"], None, None, [])[0]
+    assert both == load_settings(["sdxl-1024", "portrait"], None, None, [])[0]
+    assert both.levels["meso"].caption == "{caption}, close-up"
+    assert [d.kind for d in both.levels["micro"].detectors] == ["people", "saliency"]
+    assert load_settings(["portrait"], None, None, [])[0].targets.resolution == 1024
+    with pytest.raises(ConfigError, match="'portrait' and 'scene' both say what is in the pictures"):
+        load_settings(["portrait", "scene"], None, None, [])
+    with pytest.raises(ConfigError, match="did you mean 'portrait'"):
+        load_settings(["portrai"], None, None, [])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -54,7 +68,10 @@ def test_pair_thresholds():
     [
         ("levels.micro.max_instance=2", "unknown key 'levels.micro.max_instance'; did you mean 'max_instances'"),
         ("levels.micro.detector.fractoin=.3", "unknown key 'levels.micro.detector.fractoin'; did you mean 'fraction'"),
-        ("levels.micro.detector.kind=yolo", "'boxes', 'saliency', 'grid'"),
+        (
+            "levels.micro.detector.kind=yolo",
+            "command line: levels.micro.detector.kind: 'yolo' is none that there is; did you mean 'yolo-onnx'",
+        ),
         ("levels.micro.detector.fraction=1.5", "less than 1"),
         ("mode=pre_split", "needs levels.macro.detector"),
         ("no_region=skip", "no_region is read in mode pre_split alone"),
@@ -70,7 +87,7 @@ def test_pair_thresholds():
         ("pair_iou_thresholds={micro/meso: 0.6}", "no pair 'micro/meso'; pairs are macro/meso"),
         ("pair_iou_thresholds={meso/micro: 6}", "not between 0 and 1"),
         ("background=[0, 0, 300]", "from 0 to 255"),
-        ("levels.meso.detector=coco", "coco"),
+        ("levels.meso.detector=coco", "'coco' is none that there is; there are boxes, cascade, grid"),
     ],
 )
 def test_mistakes_are_named(override, message):

@@ -1,6 +1,7 @@
 """Detectors without weights find content; boxes made elsewhere are read and checked."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import DataError
-from flowgrain.slices.detectors import GridConfig, GridDetector, SaliencyConfig, SaliencyDetector, View
-from flowgrain.slices.detectors.boxes import BoxesConfig, build_boxes
-from flowgrain.slices.detectors.saliency import best_windows, saliency_map
+from flowgrain.slices.detectors import DetectorContext, View
+from flowgrain.slices.detectors.boxes import BoxesConfig
+from flowgrain.slices.detectors.grid import GridConfig, GridDetector
+from flowgrain.slices.detectors.saliency import SaliencyConfig, SaliencyDetector, best_windows, saliency_map
 from flowgrain.slices.framing import iou, share_inside
 
 
-def view_of(image, region=None, name="fox.png"):
-    return View(image, region or (0.0, 0.0, float(image.width), float(image.height)), name)
+def view_of(image, region=None, name="fox.png", folder=Path("nowhere")):
+    return View(image, region or (0.0, 0.0, float(image.width), float(image.height)), Item(Folder(folder), name))
+
+
+def build_boxes(config, folder, level):
+    return config.build(DetectorContext(folder, level, 1))
 
 
 def icon(box, size=(300, 300)):
@@ -105,11 +112,11 @@ def test_sidecar_boxes_by_label(tmp_path):
     ]
     (tmp_path / "fox.boxes.json").write_text(json.dumps(entries))
     head = build_boxes(BoxesConfig(labels=["head"]), tmp_path, "micro")
-    (found,) = head.detect(view_of(FOX))
+    (found,) = head.detect(view_of(FOX, folder=tmp_path))
     assert (found.box, found.label, found.score, found.caption) == ((10.0, 10.0, 60.0, 60.0), "head", 0.8, "its head")
-    assert build_boxes(BoxesConfig(), tmp_path, "body").detect(view_of(FOX))[0].score == 1.0
-    assert build_boxes(BoxesConfig(), tmp_path, "body").detect(view_of(FOX, name="owl.png")) == []
-    assert head.inputs("fox.png") and not head.inputs("owl.png")
+    assert build_boxes(BoxesConfig(), tmp_path, "body").detect(view_of(FOX, folder=tmp_path))[0].score == 1.0
+    assert build_boxes(BoxesConfig(), tmp_path, "body").detect(view_of(FOX, name="owl.png", folder=tmp_path)) == []
+    assert head.inputs(Item(Folder(tmp_path), "fox.png")) and not head.inputs(Item(Folder(tmp_path), "owl.png"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_sidecar_boxes_by_label(tmp_path):
 def test_sidecar_errors_name_file_and_entry(tmp_path, text, message):
     (tmp_path / "fox.boxes.json").write_text(text)
     with pytest.raises(DataError, match=message):
-        build_boxes(BoxesConfig(), tmp_path, "a").detect(view_of(FOX))
+        build_boxes(BoxesConfig(), tmp_path, "a").detect(view_of(FOX, folder=tmp_path))
 
 
 def coco(tmp_path, **changes):

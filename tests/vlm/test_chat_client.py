@@ -78,6 +78,19 @@ def test_a_server_that_is_not_there_is_unreachable():
     assert budget.spent == 0.0
 
 
+def test_a_host_that_no_resolver_knows_is_said_at_once_but_only_before_the_first_answer():
+    config = EndpointConfig(model="fake", base_url="http://no-such-host.invalid/v1", first_wait=0.0, attempts=3)
+    client = ChatClient(config, Budget(BudgetConfig()), threading.Event())
+    account = Account()
+    with pytest.raises(EndpointError, match=r"its host cannot be found \(.+\); check the address"):
+        client.complete(MESSAGES, None, 50, account)
+    assert account.requests == 1
+    client._served = True  # as after an answer: then the name will be found again
+    with pytest.raises(Unreachable, match="3 attempts"):
+        client.complete(MESSAGES, None, 50, Account())
+    client.close()
+
+
 def test_retry_after_is_waited_for_and_waits_are_bounded():
     with FakeEndpoint(script(Fail(429, headers={"retry-after": "0.3"}), Say("fine"))) as endpoint:
         begun = time.monotonic()

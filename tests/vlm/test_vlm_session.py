@@ -11,7 +11,7 @@ from flowgrain.vlm.answers import Query, read_object
 from flowgrain.vlm.config import AskingConfig, BudgetConfig, EndpointConfig
 from flowgrain.vlm.failures import EndpointError
 from flowgrain.vlm.log import AnswerLog, read_past
-from flowgrain.vlm.session import ask_all, make_budget, open_questions
+from flowgrain.vlm.session import Session, ask_all, make_budget, open_questions
 
 FINE = Say('{"x": 1}')
 
@@ -155,6 +155,35 @@ def test_a_row_of_failures_ends_the_session(run):
     with pytest.raises(EndpointError, match="4 questions in a row got no usable answer, the last because: it holds no"):
         run(behave, queries(40), give_up_after=4, repairs=0, concurrency=1)
     assert len(run.endpoint.calls) == 7
+
+
+def test_a_server_that_was_never_there_ends_the_session_with_its_first_question(run, tmp_path):
+    with FakeEndpoint(lambda call: FINE) as gone:
+        pass
+    log = AnswerLog(tmp_path / "log.jsonl")
+    settings = EndpointConfig(model="fake", base_url=gone.url, first_wait=0.0, attempts=2)
+    budget = make_budget(BudgetConfig(), log.past, [])
+    with pytest.raises(EndpointError, match=r"cannot be reached: no answer in 2 attempts.*check the address"):
+        ask_all(queries(40), log, budget, settings, AskingConfig(concurrency=1), lambda: False, lambda answer: None)
+    log.close()
+    assert len(read_past(tmp_path / "log.jsonl").answers) == 1
+
+
+def test_a_session_goes_on_over_several_runs_with_its_failures_in_a_row(tmp_path):
+    log, budget = AnswerLog(tmp_path / "log.jsonl"), make_budget(BudgetConfig(), read_past(tmp_path / "none"), [])
+    with FakeEndpoint(lambda call: FINE if call.number < 2 else Say("dunno")) as endpoint:
+        settings = EndpointConfig(model="fake", base_url=endpoint.url, first_wait=0.0)
+        session = Session(log, budget, settings, AskingConfig(concurrency=1, repairs=0, give_up_after=3))
+        asked = queries(9)
+        heard = []
+        for start in (0, 2):
+            result = session.run(asked[start : start + 2], lambda: False, heard.append)
+            assert (result.end, result.asked) == ("finished", 2)
+        with pytest.raises(EndpointError, match="3 questions in a row"):
+            session.run(asked[4:6], lambda: False, heard.append)
+        session.close()
+        assert len(endpoint.calls) == 5 == len(heard)
+    log.close()
 
 
 def test_failures_between_answers_do_not_end_it(run):

@@ -1,7 +1,8 @@
 """The contract between the trainer and an adapter: a trainable subspace of a frozen model's weights."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,6 +129,7 @@ class Adapter(ABC):
     """
 
     config: AdapterConfig
+    _acts: bool = True
 
     @property
     @abstractmethod
@@ -169,9 +171,23 @@ class Adapter(ABC):
     def train(self, mode: bool = True) -> None:
         """Switch the adapter's dropout on or off; it is on after injection and must be off for sampling."""
 
+    @contextmanager
+    def enabled(self, mode: bool) -> Iterator[None]:
+        """A context in which the adapter acts or does not; contexts nest."""
+        before = self._acts
+        self._set(mode)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, mode: bool) -> None:
+        self._switch(mode)
+        self._acts = mode
+
     @abstractmethod
-    def enabled(self, mode: bool) -> AbstractContextManager[None]:
-        """A context in which the adapter acts or does not."""
+    def _switch(self, mode: bool) -> None:
+        """Let the adapter act or not, whatever it does now."""
 
     @abstractmethod
     def merge(self) -> None:

@@ -115,28 +115,32 @@ class _RowNorms:
         return self._norms
 
 
-class FactoredDora(DoraLinearVariant):
-    """A linear layer's DoRA: takes the place of peft's variant in ``layer.lora_variant``; merging stays peft's."""
+class _Factored:
+    """What both variants share beside peft's merging."""
 
     def __init__(self):
         self._norms = _RowNorms()
-        self._coefficients_key: tuple[Any, ...] = ()
-        self._coefficients: _Coefficients | None = None
 
     def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
-        """Lengths of the rows of W + s B A in float32, from memory where A, B, s and W are as they were."""
+        """Lengths of the rows (kernels) of W + s B A in float32, from memory where A, B, s and W are as they were."""
         return self._norms.of(layer, adapter)
+
+
+class FactoredDora(_Factored, DoraLinearVariant):
+    """A linear layer's DoRA: takes the place of peft's variant in ``layer.lora_variant``; merging stays peft's."""
+
+    def __init__(self):
+        super().__init__()
+        self._coefficients_key: tuple[Any, ...] = ()
+        self._coefficients: _Coefficients | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (peft calls it on the instance)
         self, module: PeftLayer, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Any = None
     ) -> Tensor:
         """The adapted output given the base layer's; dropout acts on the whole change, as in peft."""
-        base_layer, dropout = module.get_base_layer(), module.lora_dropout[active_adapter]
+        base_layer = module.get_base_layer()
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter].weight
-        base = result
-        if module.training and isinstance(dropout, nn.Dropout):
-            x = dropout(x)
-            base = base_layer(x.to(result.dtype))
+        x, base = _dropped(module, active_adapter, x, result)
         magnitude, norms = module.lora_magnitude_vector[active_adapter].weight, self.row_norms(module, active_adapter)
         scaling, hidden = module.scaling[active_adapter], down(x)
         coefficients = self._of_update(up, magnitude, norms, base_layer.bias, scaling, hidden.dtype)
@@ -168,27 +172,17 @@ class FactoredDora(DoraLinearVariant):
         return self._coefficients
 
 
-class FactoredConvolutionDora(DoraConv2dVariant):
+class FactoredConvolutionDora(_Factored, DoraConv2dVariant):
     """A convolution's DoRA, as :class:`FactoredDora`; peft's would round g to bfloat16 under autocast."""
-
-    def __init__(self):
-        self._norms = _RowNorms()
-
-    def row_norms(self, layer: PeftLayer, adapter: str) -> Float[Tensor, "out"]:
-        """Lengths of the kernels of W + s B A in float32, from memory where A, B, s and W are as they were."""
-        return self._norms.of(layer, adapter)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (peft calls it on the instance)
         self, module: PeftLayer, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Any = None
     ) -> Tensor:
         """The adapted output given the base layer's; dropout acts on the whole change, as in peft."""
-        base_layer, dropout = module.get_base_layer(), module.lora_dropout[active_adapter]
-        base = result
-        if module.training and isinstance(dropout, nn.Dropout):
-            x = dropout(x)
-            base = base_layer(x.to(result.dtype))
-        if base_layer.bias is not None:
-            base = base - base_layer.bias[:, None, None]
+        x, base = _dropped(module, active_adapter, x, result)
+        bias = module.get_base_layer().bias
+        if bias is not None:
+            base = base - bias[:, None, None]
         magnitude, norms = module.lora_magnitude_vector[active_adapter].weight, self.row_norms(module, active_adapter)
         gain = magnitude.flatten() / norms
         kernels = (module.scaling[active_adapter] * gain)[:, None, None, None] * module.lora_B[active_adapter].weight
@@ -242,6 +236,15 @@ class _DoraOutput(torch.autograd.Function):
         d_result = grad if ctx.dropped else torch.addcmul(grad, grad, excess)
         d_base = grad * excess if ctx.dropped else None
         return d_result, d_base, d_hidden, factor * d_scaled, d_gain / norms, None, None, None, None
+
+
+def _dropped(module: PeftLayer, adapter: str, x: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:
+    """The input of the change and the base layer's output for it: after dropout, or ``x`` and ``result`` themselves."""
+    dropout = module.lora_dropout[adapter]
+    if not (module.training and isinstance(dropout, nn.Dropout)):
+        return x, result
+    x = dropout(x)
+    return x, module.get_base_layer()(x.to(result.dtype))
 
 
 @contextmanager

@@ -9,8 +9,6 @@ A saved folder holds ordinary component folders (``unet/config.json`` and safete
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +95,6 @@ class FullAdapter(Adapter):
     def train(self, mode: bool = True) -> None:
         """See :meth:`Adapter.train`: there is no dropout; the models stay in eval mode, as when they are sampled."""
 
-    @contextmanager
-    def enabled(self, mode: bool) -> Iterator[None]:
-        """See :meth:`Adapter.enabled`; contexts nest.
-
-        Base weights act in float32 arithmetic; meanwhile the trained ones wait on the CPU.
-        """
-        before = self._waiting is None
-        self._switch(mode)
-        try:
-            yield
-        finally:
-            self._switch(before)
-
     def merge(self) -> None:
         """See :meth:`Adapter.merge`: the weights stay, rounded to the dtype that they were loaded in."""
         for name, parameter in self._weights.items():
@@ -123,6 +108,7 @@ class FullAdapter(Adapter):
         self._forget()
 
     def _switch(self, mode: bool) -> None:
+        """See :meth:`Adapter.enabled`: base weights act in float32 arithmetic, and the trained ones wait on the CPU."""
         if mode == (self._waiting is None):
             return
         values = self._base if self._waiting is None else self._waiting

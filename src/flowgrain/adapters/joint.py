@@ -1,7 +1,5 @@
 """Several components' low-rank adapters as one: one list of parameters, one file."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -39,14 +37,6 @@ class JointAdapter(Adapter):
         for part in self.parts:
             part.train(mode)
 
-    @contextmanager
-    def enabled(self, mode: bool) -> Iterator[None]:
-        """See :meth:`Adapter.enabled`."""
-        with ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(part.enabled(mode))
-            yield
-
     def merge(self) -> None:
         """See :meth:`Adapter.merge`."""
         for part in self.parts:
@@ -56,3 +46,7 @@ class JointAdapter(Adapter):
         """See :meth:`Adapter.remove`."""
         for part in self.parts:
             part.remove()
+
+    def _switch(self, mode: bool) -> None:
+        for part in self.parts:
+            part._set(mode)

@@ -10,8 +10,6 @@ is B A of the kernels as matrices, (out, r) (r, in k k).
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +49,6 @@ class LowRankAdapter(Adapter):
             self._dora = {name: _dora_variant(layer) for name, layer in self._layers.items()}
         for name, variant in self._dora.items():
             self._layers[name].lora_variant[ADAPTER_NAME] = variant
-        self._enabled = True
         self._parameters = [part for name, layer in self._layers.items() for part in self._parts(name, layer)]
         for _, parameter in self._parameters:
             parameter.data = parameter.data.float()
@@ -123,16 +120,6 @@ class LowRankAdapter(Adapter):
         for layer in self._layers.values():
             layer.train(mode)
 
-    @contextmanager
-    def enabled(self, mode: bool) -> Iterator[None]:
-        """See :meth:`Adapter.enabled`; contexts nest."""
-        before = self._enabled
-        self._switch(mode)
-        try:
-            yield
-        finally:
-            self._switch(before)
-
     def merge(self) -> None:
         """See :meth:`Adapter.merge`."""
         with torch.no_grad():
@@ -150,7 +137,6 @@ class LowRankAdapter(Adapter):
     def _switch(self, mode: bool) -> None:
         for layer in self._layers.values():
             layer.enable_adapters(mode)
-        self._enabled = mode
 
     def _magnitude(self, name: str) -> nn.Parameter:
         return _part(self._layers[name], "lora_magnitude_vector")

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from flowgrain.check.findings import Finding
 from flowgrain.data.dataset import Slice
 from flowgrain.families.registry import configuration_folder
+from flowgrain.families.token_counts import cut_captions
 
 
 def captions(slices: Sequence[Slice]) -> Iterator[Finding]:
     """Missing captions, and one caption for all."""
-    missing = sorted({str(item.path) for item in slices if not item.caption})
+    missing = sorted({item.file.place() for item in slices if not item.caption})
     if missing:
         yield Finding(
             "warning", "caption_missing",
@@ -40,8 +41,9 @@ def too_long(slices: Sequence[Slice], model: str, config: str | None) -> Iterato
             return
         reader = AutoTokenizer.from_pretrained(folders[-1])
     limit = reader.model_max_length
-    lengths = {caption: len(reader(caption, verbose=False).input_ids) for caption in {item.caption for item in slices}}
-    cut = sorted(f"{item.path} ({lengths[item.caption]} tokens)" for item in slices if lengths[item.caption] > limit)
+    lengths = cut_captions(reader, {item.caption for item in slices}, limit).lengths
+    longer = (item for item in slices if item.caption in lengths)
+    cut = sorted(f"{item.file.place()} ({lengths[item.caption]} tokens)" for item in longer)
     if cut:
         yield Finding(
             "warning", "caption_cut",

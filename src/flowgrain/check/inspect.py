@@ -9,9 +9,12 @@ from flowgrain.check.captions import captions, too_long
 from flowgrain.check.findings import Arithmetic, BucketRow, Finding, Inspection, Schedule, Storage, ordered
 from flowgrain.check.pictures import duplicates, hashes, leaks, shapes, whole_pictures
 from flowgrain.data.cache import forecast_bytes, forecast_embedding_bytes
+from flowgrain.data.collections.hub import PREFIX
+from flowgrain.data.collections.tar_shards import SUFFIX
 from flowgrain.data.config import DataConfig
 from flowgrain.data.dataset import SliceDataset, open_dataset
-from flowgrain.data.records import MANIFEST_NAME, Update
+from flowgrain.data.records import Update
+from flowgrain.data.sources import open_source
 from flowgrain.data.tuples import TupleConfig, fill, plan_epoch
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Capabilities
@@ -34,7 +37,7 @@ def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> I
     Raises :class:`DataError` and :class:`ConfigError` for what a run could not open either.
     """
     capabilities = read_capabilities(model.path, model.config)
-    decomposed = (folder / MANIFEST_NAME).is_file()
+    decomposed = open_source(folder)[1]
     data = DataConfig(path=folder, resolution=None if decomposed else capabilities.native_size)
     dataset = open_dataset(data, capabilities.pixel_multiple)
     plan = plan_epoch(dataset.table, TupleConfig(), seed=0, epoch=0)
@@ -156,8 +159,8 @@ def _findings(
     if held_out is not None:
         others = whole_pictures(held_out.slices)
         digests |= {name: item.digest for name, item in others.items()}
-        ours = hashes(list(whole), lambda done, total: on_progress("comparing training pictures", done, total))
-        theirs = hashes(list(others), lambda done, total: on_progress("comparing held-out pictures", done, total))
+        ours = hashes(whole, lambda done, total: on_progress("comparing training pictures", done, total))
+        theirs = hashes(others, lambda done, total: on_progress("comparing held-out pictures", done, total))
         found += leaks(ours, theirs, digests)
     return found
 
@@ -221,9 +224,9 @@ def _recipe_findings(recipe: Recipe, dataset: SliceDataset, plan: Sequence[Updat
 
 
 def require_folder_or_recipe(subject: str) -> Path | None:
-    """The folder that ``subject`` names, None where it names a recipe; raises ConfigError for neither."""
+    """The folder, tars or ``hf:`` data set that ``subject`` names, None for a recipe; ConfigError for neither."""
     path = Path(subject)
-    if path.is_dir():
+    if path.is_dir() or subject.startswith(PREFIX) or subject.endswith(SUFFIX):
         return path
     if path.suffix in (".yaml", ".yml") or (not path.exists() and "/" not in subject):
         return None

@@ -1,14 +1,14 @@
 """Findings about pictures: the same one twice, on both sides of a split, enlarged or mostly cut away."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import imagehash
 
 from flowgrain.check.findings import Finding
 from flowgrain.data.dataset import Slice
-from flowgrain.data.images import open_image
+from flowgrain.data.images import decode_image
 from flowgrain.granularity import granularity_index
 
 NEAR_BITS = 4
@@ -25,14 +25,14 @@ def whole_pictures(slices: Sequence[Slice]) -> dict[str, Slice]:
     chosen: dict[str, Slice] = {}
     for item in sorted(slices, key=lambda s: (s.granularity, s.slice_id)):
         chosen.setdefault(item.image, item)
-    return {str(item.path): item for item in chosen.values()}
+    return {item.file.place(): item for item in chosen.values()}
 
 
-def hashes(pictures: Sequence[str], on_progress: Progress) -> dict[str, int]:
+def hashes(pictures: Mapping[str, Slice], on_progress: Progress) -> dict[str, int]:
     """64-bit perceptual hash of each file."""
     found = {}
-    for done, name in enumerate(pictures, start=1):
-        found[name] = int(str(imagehash.phash(open_image(Path(name)))), 16)
+    for done, (name, item) in enumerate(pictures.items(), start=1):
+        found[name] = int(str(imagehash.phash(decode_image(item.file.read(), Path(name))[0])), 16)
         on_progress(done, len(pictures))
     return found
 
@@ -80,9 +80,9 @@ def shapes(slices: Sequence[Slice]) -> Iterator[Finding]:
             continue
         (width, height), (across, down) = item.crop.resize, item.bucket
         if width / item.native[0] > MAX_ENLARGEMENT:
-            enlarged.append(f"{item.path} ({item.native[0]}x{item.native[1]} to {across}x{down})")
+            enlarged.append(f"{item.file.place()} ({item.native[0]}x{item.native[1]} to {across}x{down})")
         if 1 - across * down / (width * height) > MAX_CUT:
-            cut.append(f"{item.path} ({item.native[0]}x{item.native[1]} to {across}x{down})")
+            cut.append(f"{item.file.place()} ({item.native[0]}x{item.native[1]} to {across}x{down})")
     if enlarged:
         yield Finding(
             "warning", "enlarged",

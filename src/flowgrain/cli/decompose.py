@@ -1,20 +1,30 @@
-"""``flowgrain decompose``: a folder of images in, a data set of macro, meso and micro slices out."""
+"""``flowgrain decompose``: pictures in, a data set of macro, meso and micro slices out."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from collections.abc import Callable
 
     from flowgrain.config import Layered
+    from flowgrain.data.collections import Collection
     from flowgrain.slices.config import DecomposeConfig
-    from flowgrain.slices.decompose import Summary
+    from flowgrain.slices.decompose import OnImage, RunOptions
+    from flowgrain.slices.summary import Summary
 
 
 def decompose(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of images, each with its caption beside it.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Folder of images, each with its caption beside it; or WebDataset tars (a folder, one, or a pattern); "
+            "or hf:DATASET, a Hugging Face data set by folder or id.",
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win, for example levels.micro.max_instances=2"),
@@ -26,7 +36,32 @@ def decompose(
         Path | None, typer.Option("--config", help="YAML file; over --preset if one is named, else over the defaults.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="flux-1024 (without --config), sdxl-1024 or tiny-128.")
+        list[str] | None,
+        typer.Option(
+            "--preset",
+            help="What is in the pictures (portrait, illustration, object, product, scene), what they are for "
+            "(sd15-512, sdxl-1024, flux-1024, flux-1280, tiny-128), or one of each: give it twice.",
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detector", metavar="LEVEL=KIND[:VALUE]", help="Detector of a level, for example micro=people:eyes"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes; as many as cores if not given, one for a few images."),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="local, or ray: a Ray cluster (RAY_ADDRESS), else one on this machine.")
+    ] = "local",
+    device: Annotated[
+        str, typer.Option("--device", help="Where detectors and upscalers compute: auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Cut so many images only, with overlays and a forecast: try settings."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide every slice, print the counts, write none.")
@@ -34,6 +69,9 @@ def decompose(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every setting with where it came from, and stop.")
     ] = False,
+    image: Annotated[
+        str | None, typer.Option("--image", help="With --print-config: the settings of this image of SRC.")
+    ] = None,
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="Check the configuration alone: no images are read.")
     ] = False,
@@ -44,49 +82,79 @@ def decompose(
 
         flowgrain decompose photos --out dataset
 
+        flowgrain decompose photos --out dataset --preset portrait --preset flux-1024
+
+        flowgrain decompose photos --out try --sample 24 --detector micro=people:eyes
+
         flowgrain decompose icons --out dataset --preset tiny-128 trigger="openmoji style"
 
     Run it again after adding, changing or removing images: only those are done anew. Look at
-    DATASET/contact_sheet.png before training.
+    DATASET/report.html before training.
     """
-    settings, layered = _load(config, preset, overrides or [])
+    from flowgrain.slices.settings import load_settings
+
+    given = [*(_detector_override(text) for text in detector or []), *(overrides or [])]
+    folder = Path(source) if Path(source).is_dir() else None
+    settings, layered = load_settings(preset or [], folder, config, given)
     if print_config:
-        _print_config(settings, layered)
+        _print_config(settings, layered, source, image)
+    elif image is not None:
+        raise typer.BadParameter("is read with --print-config alone", param_hint="--image")
     elif validate_only:
         typer.echo(f"valid: levels {', '.join(settings.levels)}; {settings.mode}")
-    elif dry_run:
-        _report(_with_progress(source, None, settings), None)
-    elif out is None:
+    elif out is None and not dry_run:
         raise typer.BadParameter("missing; name the folder of the data set, or use --dry-run", param_hint="--out")
     else:
-        _report(_with_progress(source, out, settings), out)
+        _run(source, None if dry_run else out, settings, _options(source, executor, workers, device), sample)
 
 
-def _load(config: Path | None, preset: str | None, overrides: list[str]) -> "tuple[DecomposeConfig, Layered]":
-    from flowgrain.config import load_config
-    from flowgrain.slices.config import DecomposeConfig
-    from flowgrain.slices.presets import DEFAULT_PRESET, preset_path
+def _run(source: str, out: Path | None, settings: "DecomposeConfig", options: "RunOptions", sample: int | None) -> None:
+    from flowgrain.cli.decompose_text import print_forecast, print_summary
+    from flowgrain.data.collections import open_collection
+    from flowgrain.slices.tuning import forecast, sampled
 
-    if preset is None and config is None:
-        preset = DEFAULT_PRESET
-    files = [] if preset is None else [preset_path(preset)]
-    return load_config(DecomposeConfig, files if config is None else [*files, config], overrides)
+    collection = open_collection(source)
+    chosen: Collection = collection if sample is None else sampled(collection, sample)
+    summary = _with_progress(chosen, out, settings, options)
+    print_summary(summary, out)
+    if sample is not None:
+        print_forecast(forecast(summary, len(collection.names()), out))
 
 
-def _print_config(config: "DecomposeConfig", layered: "Layered") -> None:
+def _options(source: str, executor: str, workers: int | None, device: str) -> "RunOptions":
+    from flowgrain.cli.device import open_device
+    from flowgrain.slices.decompose import RunOptions
+    from flowgrain.slices.executors import make_executor
+
+    origin = str(Path(source).resolve()) if Path(source).exists() else source
+    return RunOptions(make_executor(executor, workers), str(open_device(device)), None, origin)
+
+
+def _detector_override(text: str) -> str:
+    level, equals, detector = text.partition("=")
+    if not equals or not level or not detector:
+        raise typer.BadParameter(f"'{text}': expected LEVEL=KIND[:VALUE]", param_hint="--detector")
+    return f"levels.{level}.detector={json.dumps(detector, ensure_ascii=False)}"
+
+
+def _print_config(config: "DecomposeConfig", layered: "Layered", source: str, image: str | None) -> None:
     from flowgrain.config import describe_origins
+    from flowgrain.data.collections import open_collection
+    from flowgrain.slices.settings import settings_of_image
 
+    if image is not None:
+        config, layered = settings_of_image(config, layered, open_collection(source), image)
     for key, value, origin in describe_origins(config, layered):
         typer.echo(f"{key} = {value!r}    # {origin}")
 
 
-def _with_progress(source: Path, out: Path | None, config: "DecomposeConfig") -> "Summary":
+def _with_progress(
+    collection: "Collection", out: Path | None, config: "DecomposeConfig", options: "RunOptions"
+) -> "Summary":
     """Decompose, or survey where there is no ``out``, under a progress bar on stderr."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flowgrain.cli.console import stderr_console
-    from flowgrain.slices.decompose import decompose as run
-    from flowgrain.slices.decompose import survey
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     try:
@@ -98,48 +166,18 @@ def _with_progress(source: Path, out: Path | None, config: "DecomposeConfig") ->
             def on_image(name: str, done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total, description=name)
 
-            return survey(source, config, on_image) if out is None else run(source, out, config, on_image)
+            return _work(out, options, on_image)(collection, config)
     except KeyboardInterrupt:
         typer.echo("stopped; finished images are kept, run the same command to go on", err=True)
         raise typer.Exit(130) from None
 
 
-def _report(summary: "Summary", out: Path | None) -> None:
-    from rich.console import Console
+def _work(
+    out: Path | None, options: "RunOptions", on_image: "OnImage"
+) -> "Callable[[Collection, DecomposeConfig], Summary]":
+    from flowgrain.slices.decompose import decompose as run
+    from flowgrain.slices.decompose import survey
 
-    console = Console()
-    roots = summary.levels_per_root.total()
-    console.print(_levels_table(summary))
-    histogram = ", ".join(f"K={levels}: {count}" for levels, count in sorted(summary.levels_per_root.items()))
-    buckets = ", ".join(f"{w}x{h}: {count}" for (w, h), count in summary.buckets.most_common())
-    sources = ", ".join(f"{source}: {count}" for source, count in summary.caption_sources.most_common())
-    console.print(f"levels per root  {histogram}", highlight=False)
-    console.print(f"buckets          {buckets}", highlight=False)
-    console.print(f"captions         {sources}", highlight=False)
-    for level in summary.levels:
-        if not summary.slices_by_level[level]:
-            typer.echo(f"warning: level '{level}' has no slice; see the discards above", err=True)
-    if summary.caption_sources["none"]:
-        typer.echo(f"warning: {summary.caption_sources['none']} slices have no caption", err=True)
-    unreadable = summary.rejects["", "unreadable"]
-    if unreadable:
-        typer.echo(f"warning: {unreadable} of {summary.images} images cannot be read", err=True)
-    done = f"{summary.slices} slices of {roots} roots from {summary.images} images"
     if out is None:
-        typer.echo(f"dry run: {done}; nothing was written")
-        return
-    removed = f", {summary.removed} removed" if summary.removed else ""
-    typer.echo(f"{done} ({summary.unchanged} images unchanged{removed}) -> {out}")
-    typer.echo(f"look at {out / 'contact_sheet.png'}; what was left out is in {out / 'rejects.jsonl'}")
-
-
-def _levels_table(summary: "Summary") -> "Table":
-    from rich.table import Table
-
-    table = Table("level", "slices", "discarded boxes", box=None, pad_edge=False)
-    for level in ("", *summary.levels):
-        reasons = sorted((code, count) for (where, code), count in summary.rejects.items() if where == level)
-        text = ", ".join(f"{code} {count}" for code, count in reasons)
-        if level or text:
-            table.add_row(level or "(images)", str(summary.slices_by_level[level]) if level else "", text or "-")
-    return table
+        return lambda collection, config: survey(collection, config, on_image, options)
+    return lambda collection, config: run(collection, out, config, on_image, options)

@@ -33,9 +33,10 @@ def demo(
     Run the same command again after an interruption: finished steps are kept.
     """
     from flowgrain.cli.progress import TrainingProgress
+    from flowgrain.clock import Clock
     from flowgrain.demo.domains import load_domain
     from flowgrain.demo.page import REPORT_NAME, gather_arms, measure, write_report
-    from flowgrain.demo.study import BASE, Clock, DemoPlan, check_arms, cut, draw_pictures, recipe, train_arm
+    from flowgrain.demo.study import BASE, DemoPlan, check_arms, cut, draw_pictures, recipe, train_arm
 
     if out is None:
         out = Path("demo" if arch == "flux" else f"demo-{arch}")

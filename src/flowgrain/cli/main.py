@@ -15,6 +15,7 @@ from flowgrain.cli.doctor import doctor
 from flowgrain.cli.evaluate import evaluate
 from flowgrain.cli.export import export, import_adapter
 from flowgrain.cli.judge import judge
+from flowgrain.cli.overlay import overlay
 from flowgrain.cli.reconstruct import reconstruct
 from flowgrain.cli.replay import replay
 from flowgrain.cli.report import report
@@ -33,6 +34,7 @@ app = typer.Typer(
     help="Fine-tune text-to-image flow-matching and diffusion models by shaping the geometry of the data.",
 )
 app.command(name="decompose")(decompose)
+app.command(name="overlay")(overlay)
 app.command(name="check")(check)
 app.command(name="train")(train)
 app.command(name="status")(status)

@@ -1,4 +1,4 @@
-"""``flowgrain report``: one page of a comparison, with Markdown, figures and tables beside it."""
+"""``flowgrain report``: one page of a comparison, with Markdown, figures and tables beside it; or of a data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +12,15 @@ if TYPE_CHECKING:
 def report(
     comparisons: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="COMPARISON...", help="comparison.yaml files or the folders that hold them."),
+        typer.Argument(
+            metavar="COMPARISON...", help="comparison.yaml files or their folders; or one DATASET of decompose."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; report.html beside the first comparison by default.")
+        Path | None,
+        typer.Option(
+            "--out", help="HTML file; report.html beside the first comparison, or in the data set, by default."
+        ),
     ] = None,
     metrics: Annotated[
         Path | None, typer.Option("--metrics", help="metrics.json of 'flowgrain evaluate', or its folder.")
@@ -37,13 +42,15 @@ def report(
     ] = 512,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the page would hold, write nothing.")] = False,
 ) -> None:
-    """Write what is known about a comparison as one page.
+    """Write what is known about a comparison, or about a data set of slices, as one page.
 
     Examples:
 
         flowgrain report eval
 
         flowgrain report eval/alpha eval/beta --out both.html --runs baseline=runs/baseline
+
+        flowgrain report dataset
 
     Metrics, judge and study are read where they are; what is missing is said on the page, with the command for it.
     """
@@ -53,6 +60,9 @@ def report(
     from flowgrain.report.sheets import sheets_of
     from flowgrain.report.sources import Places, read_evaluation
 
+    if any(_is_data_set(path) for path in comparisons or []):
+        _report_data_set(comparisons or [], (metrics, judge, study, runs), out, title, dry_run)
+        return
     places = Places(metrics, judge, study, _read_runs(runs or []))
     evaluation = read_evaluation(comparisons or [], places)
     path = out or evaluation.comparison.folder / "report.html"
@@ -73,6 +83,33 @@ def report(
             "--side",
             err=True,
         )
+
+
+def _is_data_set(path: Path) -> bool:
+    from flowgrain.evaluate.comparison import COMPARISON_NAME
+    from flowgrain.report.slices_page import is_data_set
+
+    return not (path / COMPARISON_NAME).is_file() and is_data_set(path)
+
+
+def _report_data_set(
+    folders: list[Path], elsewhere: tuple[object, ...], out: Path | None, title: str | None, dry_run: bool
+) -> None:
+    from flowgrain.errors import ConfigError
+    from flowgrain.report.output import check_target
+    from flowgrain.report.slices_page import REPORT_NAME, write_slices_page
+
+    if len(folders) > 1:
+        raise ConfigError("report: a data set is reported alone; name one folder of decompose, or comparisons only")
+    if any(elsewhere):
+        raise ConfigError("--metrics, --judge, --study and --runs are about comparisons; a data set has none of them")
+    path = out or folders[0] / REPORT_NAME
+    check_target(path)
+    if dry_run:
+        typer.echo(f"would write {path}")
+        return
+    write_slices_page(folders[0], out=path, title=title)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _read_runs(texts: list[str]) -> "dict[str, Path] | None":

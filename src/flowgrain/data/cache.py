@@ -5,13 +5,17 @@ version, so that an entry can be missing but never wrong. Live and cached source
 call and give the same bits. ``shards.py`` keeps the entries, on disk in safetensors shards.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.shards import Progress, ShardStore, Tensors, nbytes
 from flowgrain.families.base import Capabilities, Family, Posterior, TextEmbedding
+
+_log = logging.getLogger(__name__)
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -102,6 +106,7 @@ class EmbeddingCache(EmbeddingSource):
     """Prompt embeddings, in memory (``folder`` None) or in shards under ``folder``."""
 
     def __init__(self, folder: Path | None, family: Family):
+        self._family = family
         self._live = LiveEmbeddings(family)
         self._store = ShardStore(folder, "embedding", family.fingerprint())
 
@@ -111,14 +116,29 @@ class EmbeddingCache(EmbeddingSource):
         Raises :class:`DataError` where the folder has too little room or cannot be written.
         """
         wanted = {caption: self._store.key(caption) for caption in captions}
-        return self._store.complete(
-            wanted.items(), lambda caption: self._live.get(caption).tensors, lambda _caption: 1, on_progress
-        )
+        embedded: list[str] = []
+
+        def embed(caption: str) -> Tensors:
+            embedded.append(caption)
+            return self._live.get(caption).tensors
+
+        count = self._store.complete(wanted.items(), embed, lambda _caption: 1, on_progress)
+        cut = self._family.cut_captions(embedded)
+        if cut.lengths:
+            _tell_of_cut_captions(len(cut.lengths), len(embedded), cut.limit)
+        return count
 
     def get(self, caption: str) -> TextEmbedding:
         """Embedding of one filled caption, a batch of one on the CPU; KeyError where it was not filled."""
         tensors = self._store.read(self._store.key(caption), lambda: self._live.get(caption).tensors)
         return TextEmbedding(tensors)
+
+
+@cache
+def _tell_of_cut_captions(cut: int, captions: int, limit: int) -> None:
+    """Once a process: the arms of a comparison embed the same captions."""
+    what = f"{cut} of {captions} captions are longer than the {limit} tokens that the model reads"
+    _log.warning("%s: it does not see their end; flowgrain check names them", what)
 
 
 def _posterior_tensors(live: LivePosteriors, index: int, flip: bool) -> Tensors:

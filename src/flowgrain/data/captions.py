@@ -6,15 +6,14 @@ the whole image, that caption itself. So a close-up is called a close-up, and tr
 picture of the subject is one.
 """
 
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Formatter
 from typing import Literal
 
+from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import DataError
 from flowgrain.rng import numpy_generator
 
@@ -47,6 +46,11 @@ class CaptionConflict(DataError):
 
 
 def read_caption(image_path: Path, extension: CaptionExtension | None = None) -> str | None:
+    """:func:`caption_beside` of a picture in a folder."""
+    return caption_beside(Item(Folder(image_path.parent), image_path.name), extension)
+
+
+def caption_beside(item: Item, extension: CaptionExtension | None = None) -> str | None:
     """Caption in the ``.txt`` or ``.caption`` of the same stem, or in that of ``extension`` alone; None without one.
 
     Runs of white space become one space and a byte-order mark is dropped. An empty file counts only where it is the
@@ -54,14 +58,13 @@ def read_caption(image_path: Path, extension: CaptionExtension | None = None) ->
     both are there and differ.
     """
     if extension is not None:
-        return _read_text(image_path.with_suffix(extension))
-    files = [image_path.with_suffix(ending) for ending in CAPTION_EXTENSIONS]
-    texts = [text for text in map(_read_text, files) if text is not None]
+        return _text_beside(item, extension)
+    texts = [text for ending in CAPTION_EXTENSIONS if (text := _text_beside(item, ending)) is not None]
     different = sorted({text for text in texts if text})
     if len(different) > 1:
         raise CaptionConflict(
-            f"{files[0]} and {files[1].name} hold different captions of {image_path.name}; remove one, or choose with "
-            "data.caption_extension"
+            f"{item.place('.txt')} and {PurePath(item.place('.caption')).name} hold different captions of "
+            f"{PurePath(item.name).name}; remove one, or choose with data.caption_extension"
         )
     return different[0] if different else "" if texts else None
 
@@ -99,13 +102,13 @@ def vary_tags(caption: str, variation: TagVariation, keep: int, *identity: int |
     return ", ".join(kept + rest)
 
 
-def read_slice_caption(image_path: Path, names: Sequence[str]) -> str | None:
+def slice_caption_beside(item: Item, names: Sequence[str]) -> str | None:
     """Caption written by hand for a slice: the first ``<stem>.<name>.txt`` that exists, for example ``fox.micro.txt``.
 
     Raises :class:`DataError` as :func:`read_caption` does.
     """
     for name in names:
-        text = _read_text(image_path.with_name(f"{image_path.stem}.{name}.txt"))
+        text = _text_beside(item, f".{name}.txt")
         if text is not None:
             return text
     return None
@@ -141,16 +144,12 @@ def slice_caption(own: str | None, template: str, root: str | None, trigger: str
     return SliceCaption(" ".join(text.split()), "template")
 
 
-def _read_text(path: Path) -> str | None:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            raise DataError(f"{path}: caption cannot be read (not a regular file)")
-        data = path.read_bytes()
-    except FileNotFoundError:
+def _text_beside(item: Item, suffix: str) -> str | None:
+    data = item.beside(suffix)
+    if data is None:
         return None
-    except OSError as error:
-        raise DataError(f"{path}: caption cannot be read ({error.strerror})") from None
     try:
         return " ".join(data.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: caption is not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        place = item.place(suffix)
+        raise DataError(f"{place}: caption is not UTF-8 (byte {error.start}); save the file as UTF-8") from None

@@ -23,13 +23,17 @@ DRAWN_ANEW = (
 )
 """Keys of ``data`` that decide what is drawn of a slice each epoch; a data set's fingerprint knows the rest."""
 
+_WHAT_PATH_NAMES = (
+    "folder of pictures, kohya folder, data set that 'flowgrain decompose' wrote, tar shards (folder, file or pattern) "
+    "or hf:DATASET"
+)
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class SourceConfig(Config):
-    """One folder of several. Levels, resolution, buckets and trigger that it leaves out are those of ``data``."""
+    """One source of several. Levels, resolution, buckets and trigger that it leaves out are those of ``data``."""
 
-    path: Path = Field(description="folder of pictures, kohya folder, or a folder that 'flowgrain decompose' wrote")
+    path: Path = Field(description=_WHAT_PATH_NAMES)
     name: str | None = Field(
         default=None, pattern=r"^[^/\\]+$", description="name in slice ids and reports; null: the folder's name"
     )
@@ -70,9 +74,7 @@ class SourceConfig(Config):
 class DataConfig(Config):
     """Which slices to train on, and how pictures and captions vary."""
 
-    path: Path | None = Field(
-        default=None, description="folder of pictures, kohya folder, or a folder that 'flowgrain decompose' wrote"
-    )
+    path: Path | None = Field(default=None, description=_WHAT_PATH_NAMES)
     sources: tuple[SourceConfig, ...] | None = Field(
         default=None, min_length=1, description="several folders, each with its settings, instead of path"
     )

@@ -1,4 +1,5 @@
-"""Data sets of slices: decomposed folders (``manifest.jsonl``) and plain folders of pictures, one or several.
+"""Data sets of slices: decomposed ones (``manifest.jsonl``) and plain pictures, in folders, tar shards or Hugging Face
+data sets, one or several.
 
 Slices are sorted by id; flips, caption dropout and the tags of captions are drawn from identity: nothing depends on the
 order in which files are found or asked for.
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -20,8 +22,8 @@ from torch import Tensor
 from flowgrain.data.buckets import Bucket
 from flowgrain.data.captions import vary_tags
 from flowgrain.data.config import DEFAULT_RESOLUTION, DataConfig, SourceConfig
-from flowgrain.data.folder import PLAIN_LEVEL, read_folder
-from flowgrain.data.images import open_image, to_tensor
+from flowgrain.data.folder import PLAIN_LEVEL, read_pictures
+from flowgrain.data.images import decode_image, to_tensor
 from flowgrain.data.manifest import read_manifest, wrong_size
 from flowgrain.data.masks import read_mask
 from flowgrain.data.quarantine import Problem
@@ -97,13 +99,13 @@ class SliceDataset:
     def pixels(self, index: int, flip: bool = False) -> Float[Tensor, "3 h w"]:
         """Pixels in [-1, 1] at the bucket's size; raises :class:`DataError` if the file changed or cannot be read."""
         chosen = self.slices[index]
-        image = open_image(chosen.path, chosen.background)
+        image = decode_image(chosen.file.read(), Path(chosen.file.place()), chosen.background)[0]
         if chosen.crop is not None:
             (left, top), (width, height) = (chosen.crop.left, chosen.crop.top), chosen.bucket
             image = image.resize(chosen.crop.resize, Image.Resampling.LANCZOS)
             image = image.crop((left, top, left + width, top + height))
         if image.size != chosen.bucket:
-            raise wrong_size(chosen.path, image.size, chosen.slice_id, chosen.bucket)
+            raise wrong_size(chosen.file, image.size, chosen.slice_id, chosen.bucket)
         pixels = to_tensor(image)
         return pixels.flip(-1) if flip else pixels
 
@@ -192,7 +194,7 @@ def _open(config: DataConfig, pixel_multiple: int) -> SliceDataset:
     uncaptioned: set[str] = set()
     present: set[str] = set()
     for source in sources:
-        found = read_manifest(source, pixel_multiple) if source.decomposed else read_folder(source, pixel_multiple)
+        found = read_manifest(source, pixel_multiple) if source.decomposed else read_pictures(source, pixel_multiple)
         levels = {s.level for s in found.slices}
         if source.settings.levels is not None:
             _check_levels(str(source.path), source.settings.levels, levels)
@@ -253,10 +255,12 @@ def _check_distinct(slices: Sequence[Slice]) -> None:
     for s in slices:
         owner = owners.setdefault(s.root, s)
         if (owner.source, owner.repeat) != (s.source, s.repeat):
-            raise DataError(f"root '{s.root}' stands for {owner.path} and {s.path}; rename one of the two")
+            places = f"{owner.file.place()} and {s.file.place()}"
+            raise DataError(f"root '{s.root}' stands for {places}; rename one of the two")
     for one, two in pairwise(slices):
         if one.slice_id == two.slice_id:
-            raise DataError(f"slice '{one.slice_id}' stands for {one.path} and {two.path}; rename one of the two")
+            places = f"{one.file.place()} and {two.file.place()}"
+            raise DataError(f"slice '{one.slice_id}' stands for {places}; rename one of the two")
 
 
 def _suffix(repeat: int) -> str:

@@ -1,21 +1,24 @@
-"""Plain folders: each picture is a root of one slice, cover-cropped to its nearest bucket when it is read.
+"""Plain pictures (of a folder, tar shards or a Hugging Face data set): each is a root of one slice, cover-cropped to
+its nearest bucket when it is read.
 
-Every picture is decoded once when the folder is opened, so that a damaged one is found then and not in training; what
-cannot be read is left out with its reason. Nothing is ever written to the folder.
+Every picture is decoded once when the source is opened, so that a damaged one is found then and not in training; what
+cannot be read is left out with its reason. Nothing is ever written beside the pictures.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from flowgrain.data.buckets import Bucket, CoverCrop, best_aspect_match, cover_crop, fitted_margins, shrink_crop
-from flowgrain.data.captions import CaptionConflict, read_caption
+from flowgrain.data.captions import CaptionConflict, caption_beside
+from flowgrain.data.collections import Item
+from flowgrain.data.collections.base import stem_of
+from flowgrain.data.collections.hub import HubDataset
 from flowgrain.data.file_index import FileFacts, FileIndex
-from flowgrain.data.images import decode_image, list_images, read_bytes, sha1_of_bytes
-from flowgrain.data.masks import find_mask, fitting_mask, inspect_mask
+from flowgrain.data.images import decode_image, sha1_of_bytes
+from flowgrain.data.masks import MaskFile, mask_files
 from flowgrain.data.quarantine import describe_problems
 from flowgrain.data.records import Mask, Slice
 from flowgrain.data.sources import Found, Source
@@ -26,55 +29,65 @@ PLAIN_LEVEL = "macro"
 _SHOWN = 3
 
 
-def read_folder(source: Source, pixel_multiple: int) -> Found:
-    """The pictures of a plain folder, and those that are left out.
+def read_pictures(source: Source, pixel_multiple: int) -> Found:
+    """The pictures of a plain source, and those that are left out.
 
-    Raises :class:`DataError` for a folder without pictures, one of which none can be read, and one whose pictures have
+    Raises :class:`DataError` for a source without pictures, one of which none can be read, and one whose pictures have
     two captions; :class:`flowgrain.errors.ConfigError` for shapes that the model cannot take.
     """
-    files = list_images(source.path)
-    names = [file.relative_to(source.path).as_posix() for file in files]
-    index = FileIndex(_index_location(source))
-    facts = index.facts(source.path, names, inspect_picture)
-    masks = _read_masks(source, names, index)
-    index.save([*names, *(mask.name for mask in masks.values() if isinstance(mask, _MaskFile))])
+    items = [Item(source.collection, name) for name in source.collection.names()]
+    index = FileIndex(index_location(source))
+    facts = index.facts(items, inspect_picture)
+    masks = mask_files(items, index) if source.data.mask == "file" else {}
+    index.save([*(item.name for item in items), *(mask.file.name for mask in masks.values())])
     reader = _Reader(source, _Shapes(source, pixel_multiple), masks)
     found = Found()
+    found.problems += [(Path(place), reason) for place, reason in source.collection.problems()]
     by_id: dict[str, Slice] = {}
-    for name, path, known in zip(names, files, facts, strict=True):
+    for item, known in zip(items, facts, strict=True):
+        place = item.place()
         try:
-            item, captioned = reader.slice_of(name, path, known)
+            made, captioned = reader.slice_of(item, known)
         except CaptionConflict:
             raise
         except DataError as error:
-            found.problems.append((path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path.parent}/")))
+            folder = place.removesuffix(PurePosixPath(item.name).name)
+            found.problems.append((Path(place), str(error).removeprefix(f"{place}: ").removeprefix(folder)))
             continue
-        if item.slice_id in by_id:
-            twin = by_id[item.slice_id].path.name
-            found.problems.append((path, f"the same picture as {twin}, under the same name"))
+        if made.slice_id in by_id:
+            twin = PurePosixPath(by_id[made.slice_id].file.name).name
+            found.problems.append((Path(place), f"the same picture as {twin}, under the same name"))
             continue
-        by_id[item.slice_id] = item
+        by_id[made.slice_id] = made
         if not captioned:
-            found.uncaptioned.add(item.slice_id)
+            found.uncaptioned.add(made.slice_id)
     if not by_id:
-        first = "the first" if len(files) == 1 else f"the first {min(_SHOWN, len(files))}"
+        first = "the first" if len(items) == 1 else f"the first {min(_SHOWN, len(items))}"
         raise DataError(
-            f"{source.path}: none of its {len(files)} pictures can be read; {first}: "
-            f"{describe_problems(found.problems, _SHOWN)}"
+            f"{source.path}: none of its {len(items)} pictures can be read; {first}: "
+            f"{describe_problems(found.problems[-len(items) :], _SHOWN)}"
         )
     found.slices = list(by_id.values())
     return found
 
 
-def inspect_picture(path: Path) -> FileFacts:
+def inspect_picture(item: Item) -> FileFacts:
     """Digest, upright size and largest alpha of a picture, which is decoded in full.
 
     Raises :class:`DataError` where it cannot be read.
     """
-    data = read_bytes(path)
-    image, alpha = decode_image(data, path)
+    data = item.read()
+    image, alpha = decode_image(data, Path(item.place()))
     peak = None if alpha is None else int(np.asarray(alpha).max())
     return FileFacts(sha1_of_bytes(data), image.width, image.height, peak)
+
+
+def index_location(source: Source) -> Path | None:
+    """In the cache folder, never among the user's files; nowhere without a cache folder."""
+    if not isinstance(source.data.cache, Path):
+        return None
+    named = str(source.path) if isinstance(source.collection, HubDataset) else str(source.path.resolve())
+    return source.data.cache / f"files-{hashlib.blake2b(named.encode(), digest_size=8).hexdigest()}.json"
 
 
 class _Shapes:
@@ -99,34 +112,12 @@ class _Shapes:
 
 
 @dataclass(frozen=True)
-class _MaskFile:
-    name: str
-    facts: FileFacts | DataError
-
-
-def _read_masks(source: Source, names: Sequence[str], index: FileIndex) -> dict[str, _MaskFile | DataError]:
-    """The mask file of each picture that has one, or why it cannot be chosen."""
-    found: dict[str, str] = {}
-    masks: dict[str, _MaskFile | DataError] = {}
-    for name in names if source.data.mask == "file" else ():
-        try:
-            mask = find_mask(source.path, name)
-        except DataError as error:
-            masks[name] = error
-            continue
-        if mask is not None:
-            found[name] = mask
-    facts = index.facts(source.path, list(found.values()), inspect_mask)
-    return masks | {name: _MaskFile(found[name], known) for name, known in zip(found, facts, strict=True)}
-
-
-@dataclass(frozen=True)
 class _Reader:
     source: Source
     shapes: _Shapes
-    masks: dict[str, _MaskFile | DataError]
+    masks: dict[str, MaskFile]
 
-    def slice_of(self, name: str, path: Path, facts: FileFacts | DataError) -> tuple[Slice, bool]:
+    def slice_of(self, file: Item, facts: FileFacts | DataError) -> tuple[Slice, bool]:
         """The slice of a picture and whether it came with a caption; raises DataError where it must be left out."""
         if isinstance(facts, DataError):
             raise facts
@@ -134,16 +125,16 @@ class _Reader:
         size = (facts.width, facts.height)
         bucket, crop = self.shapes.of(size)
         left, top, right = fitted_margins(*size, bucket)
-        own = read_caption(path, source.data.caption_extension)
+        own = caption_beside(file, source.data.caption_extension)
         level = settings.granularity or PLAIN_LEVEL
-        root = f"{source.prefix}{name[: -len(path.suffix)]}-{facts.digest[:8]}"
+        root = f"{source.prefix}{stem_of(file.name)}-{facts.digest[:8]}"
         item = Slice(
             slice_id=f"{root}/{level}0",
             root=root,
-            image=source.prefix + name,
+            image=source.prefix + file.name,
             level=level,
             granularity=granularity_index(level),
-            path=path,
+            file=file,
             caption=source.caption(own),
             bucket=bucket,
             crop=None if size == bucket else crop,
@@ -155,29 +146,17 @@ class _Reader:
             source=source.name,
             weight=settings.weight,
             regularisation=settings.regularisation,
-            mask=self._mask(name, path, facts),
+            mask=self._mask(file, facts),
             background=source.data.background,
             keep_tokens=source.keep_tokens,
         )
         return item, bool(own or settings.caption)
 
-    def _mask(self, name: str, path: Path, facts: FileFacts) -> Mask | None:
+    def _mask(self, file: Item, facts: FileFacts) -> Mask | None:
         if self.source.data.mask == "alpha" and facts.peak is not None:
             if facts.peak == 0:
-                raise DataError(f"{path}: transparent everywhere, its alpha as a mask leaves nothing to train on")
-            return Mask(path, True, facts.digest)
-        match self.masks.get(name):
-            case None:
-                return None
-            case _MaskFile(mask, known):
-                return fitting_mask(self.source.path / mask, known, (facts.width, facts.height))
-            case error:
-                raise error
-
-
-def _index_location(source: Source) -> Path | None:
-    """In the cache folder, never among the user's files; nowhere without a cache folder."""
-    if not isinstance(source.data.cache, Path):
-        return None
-    name = hashlib.blake2b(str(source.path.resolve()).encode(), digest_size=8).hexdigest()
-    return source.data.cache / f"files-{name}.json"
+                what = "transparent everywhere, its alpha as a mask leaves nothing to train on"
+                raise DataError(f"{file.place()}: {what}")
+            return Mask(file, True, facts.digest)
+        mask = self.masks.get(file.name)
+        return None if mask is None else mask.fitted((facts.width, facts.height))

@@ -34,17 +34,24 @@ MASK_ENDINGS = (".mask.png", "-masklabel.png")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, unreadable: list[tuple[str, str]] | None = None) -> list[Path]:
     """Image files in ``folder`` and its subfolders by extension, sorted by their path in it, '/' separated.
 
     Hidden files and folders (a leading dot) and masks (``MASK_ENDINGS``) are skipped and linked folders not entered.
-    Raises :class:`DataError` where the folder does not exist or holds no image, or one in it cannot be read.
+    Folders in it that cannot be read are put in ``unreadable`` with their reasons; without it they are errors.
+    Raises :class:`DataError` where the folder does not exist, cannot be read or holds no image.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}; give a folder of images")
     found: list[Path] = []
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
+
+    def skip_folder(error: OSError) -> None:
+        if unreadable is None or error.filename == str(folder):
+            raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+        unreadable.append((os.path.relpath(error.filename, folder), f"the folder cannot be read ({error.strerror})"))
+
+    for parent, folders, files in os.walk(folder, onerror=skip_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in files if not name.startswith("."))
         found += [Path(parent, name) for name in visible if is_picture(name)]
@@ -166,10 +173,6 @@ def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
         raise DataError(f"{path}: {_what_it_is(path if data is None else data)}") from None
     except Exception as error:  # decoders raise almost anything (SyntaxError, struct.error, ...) on damaged bytes
         raise DataError(f"{path}: damaged or truncated image ({' '.join(str(error).split())})") from error
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
 
 def _check_regular(path: Path) -> None:

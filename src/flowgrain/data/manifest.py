@@ -1,84 +1,98 @@
-"""Decomposed data sets: the slices that ``manifest.jsonl`` lists, already at the size of their buckets.
+"""Decomposed data sets: the slices that a manifest lists, already at the size of their buckets.
 
-The folder is flowgrain's own, so its file index lies in it (``.flowgrain/files.json``). A line or file that is wrong
-is an error and not left out: a root without one of its slices would be another tuple.
+They lie in a folder with ``manifest.jsonl``, as files or as members of tars in it, or in tar shards alone, where the
+``.json`` member of each root is its part of the manifest. The folder is flowgrain's own, so its file index lies in it
+(``.flowgrain/files.json``). A line or file that is wrong is an error and not left out: a root without one of its
+slices would be another tuple.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from flowgrain.data.collections import Collection, Folder, Item
+from flowgrain.data.collections.tar_shards import TarShards, tar_prefix
 from flowgrain.data.file_index import FileFacts, FileIndex
-from flowgrain.data.images import check_whole, read_bytes, sha1_of_bytes
-from flowgrain.data.masks import find_mask, fitting_mask, inspect_mask
+from flowgrain.data.folder import index_location
+from flowgrain.data.images import check_whole, sha1_of_bytes
+from flowgrain.data.masks import mask_files
 from flowgrain.data.records import MANIFEST_NAME, Mask, Slice, SliceRecord
+from flowgrain.data.shard_files import RECORDS_NAME, decode_records
 from flowgrain.data.sources import Found, Source
 from flowgrain.errors import DataError
 from flowgrain.granularity import granularity_index
 
 INDEX_NAME = Path(".flowgrain") / "files.json"
+_MEMBER = re.compile(r"([^!]*\.tar)!(.+)", re.DOTALL)
+"""``path`` of a slice that is a member of a tar: the tar, relative to the folder, and the member's name."""
+
+
+@dataclass(frozen=True)
+class LocatedRecord:
+    """A record, where it stands and the file of its slice."""
+
+    where: str
+    record: SliceRecord
+    file: Item
 
 
 def read_manifest(source: Source, pixel_multiple: int) -> Found:
-    """The slices of a decomposed folder. Raises :class:`DataError` for a wrong line or a missing or damaged file."""
-    lines = list(_records(source.path, pixel_multiple))
-    if not lines:
-        raise DataError(f"{source.path / MANIFEST_NAME}: no slice in it; decompose the data set again")
-    names = [record.path for _, record in lines]
-    index = FileIndex(source.path / INDEX_NAME)
-    facts = index.facts(source.path, names, inspect_slice)
-    found_masks = {} if source.data.mask == "none" else {name: find_mask(source.path, name) for name in names}
-    mask_names = {name: mask for name, mask in found_masks.items() if mask is not None}
-    mask_facts = index.facts(source.path, list(mask_names.values()), inspect_mask)
-    index.save([*names, *mask_names.values()])
-    known_masks = dict(zip(mask_names, mask_facts, strict=True))
+    """The slices of a decomposed data set. Raises :class:`DataError` for a wrong line, a missing or damaged file."""
+    lines = located_records(source.path, source.collection)
+    _check(lines, pixel_multiple)
+    alone = isinstance(source.collection, TarShards)
+    index = FileIndex(index_location(source) if alone else source.path / INDEX_NAME)
+    items = [line.file for line in lines]
+    facts = index.facts(items, inspect_slice)
+    masks = {} if source.data.mask == "none" else mask_files(items, index)
+    index.save([*(item.name for item in items), *(mask.file.name for mask in masks.values())])
     found = Found()
-    for (number, record), known in zip(lines, facts, strict=True):
-        digest = _checked(source.path, number, record, known)
-        mask = None
-        if record.path in known_masks:
-            file = source.path / mask_names[record.path]
-            mask = fitting_mask(file, known_masks[record.path], (record.width, record.height))
-        item = _slice_of(source, record, digest, mask)
+    for line, known in zip(lines, facts, strict=True):
+        record = line.record
+        digest = _checked(line, known)
+        mask = masks[line.file.name].fitted((record.width, record.height)) if line.file.name in masks else None
+        item = _slice_of(source, line, digest, mask)
         found.slices.append(item)
         if not (record.caption or source.settings.caption):
             found.uncaptioned.add(item.slice_id)
     return found
 
 
-def inspect_slice(path: Path) -> FileFacts:
+def located_records(path: Path, collection: Collection) -> list[LocatedRecord]:
+    """The records of a decomposed data set and their files, which are not looked at.
+
+    Raises :class:`DataError` where there is none, and for a wrong line.
+    """
+    if isinstance(collection, TarShards):
+        lines, place = list(_members(collection)), path
+    else:
+        lines, place = _located(path, list(_lines(path))), path / MANIFEST_NAME
+    if not lines:
+        raise DataError(f"{place}: no slice in it; decompose the data set again")
+    return lines
+
+
+def inspect_slice(item: Item) -> FileFacts:
     """Digest and size of a slice file. Raises :class:`DataError` where it is damaged or cut short."""
-    data = read_bytes(path)
-    width, height = check_whole(data, path)
+    data = item.read()
+    width, height = check_whole(data, Path(item.place()))
     return FileFacts(sha1_of_bytes(data), width, height, None)
 
 
-def wrong_size(path: Path, size: tuple[int, int], slice_id: str, bucket: Sequence[int]) -> DataError:
+def wrong_size(file: Item, size: tuple[int, int], slice_id: str, bucket: tuple[int, int]) -> DataError:
     """The error of a slice file that is not of the size recorded for it."""
     return DataError(
-        f"{path}: {size[0]}x{size[1]} px, but slice '{slice_id}' is recorded as {bucket[0]}x{bucket[1]}; "
+        f"{file.place()}: {size[0]}x{size[1]} px, but slice '{slice_id}' is recorded as {bucket[0]}x{bucket[1]}; "
         "decompose the data set again"
     )
 
 
-def _checked(folder: Path, number: int, record: SliceRecord, facts: FileFacts | DataError) -> str:
-    """Digest of a slice file that is there, whole and of the size recorded."""
-    if isinstance(facts, DataError):
-        if not (folder / record.path).exists():
-            where = f"{folder / MANIFEST_NAME}:{number}"
-            raise DataError(f"{where}: file '{record.path}' is missing; restore it or decompose again") from facts
-        raise DataError(f"{facts}; restore it or decompose the data set again") from facts
-    if (facts.width, facts.height) != (record.width, record.height):
-        size = (facts.width, facts.height)
-        raise wrong_size(folder / record.path, size, record.slice_id, (record.width, record.height))
-    return facts.digest
-
-
-def _records(folder: Path, pixel_multiple: int) -> Iterator[tuple[int, SliceRecord]]:
-    """(line number, record) of each line; raises DataError for one that is wrong by itself."""
+def _lines(folder: Path) -> Iterator[tuple[str, SliceRecord]]:
+    """(place, record) of each line of a manifest; raises DataError for one that is wrong by itself."""
     manifest = folder / MANIFEST_NAME
-    first_line: dict[str, int] = {}
     try:
         lines = manifest.read_text(encoding="utf-8").split("\n")  # not splitlines: a name may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -88,16 +102,51 @@ def _records(folder: Path, pixel_multiple: int) -> Iterator[tuple[int, SliceReco
             continue
         where = f"{manifest}:{number}"
         try:
-            record = SliceRecord.model_validate_json(line)
+            yield where, SliceRecord.model_validate_json(line)
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
             raise DataError(f"{where}: {field + ': ' if field else ''}{problem['msg']}") from None
-        if record.slice_id in first_line:
+
+
+def _located(folder: Path, lines: list[tuple[str, SliceRecord]]) -> list[LocatedRecord]:
+    """The file of each record: below the folder, or a member of a tar there."""
+    named = [(where, record, _MEMBER.fullmatch(record.path) if "!" in record.path else None) for where, record in lines]
+    missing = {match[1]: where for where, _, match in reversed(named) if match}
+    tars = [folder / name for name in sorted(missing) if (folder / name).is_file()]
+    files, shards = Folder(folder), TarShards(tars, folder, folder.resolve().name, prefixed=True)
+    prefixes = {tar.relative_to(folder).as_posix(): tar_prefix(tar, folder) for tar in tars}
+    found: list[LocatedRecord] = []
+    for where, record, match in named:
+        if match and match[1] in prefixes:
+            item = Item(shards, f"{prefixes[match[1]]}/{match[2]}")
+        else:
+            item = Item(files, record.path)
+        found.append(LocatedRecord(where, record, item))
+    return found
+
+
+def _members(shards: TarShards) -> Iterator[LocatedRecord]:
+    """The records in the ``.json`` members of tar shards; raises DataError for one that is wrong by itself."""
+    for place, reason in shards.problems():
+        raise DataError(f"{place}: {reason}; restore it or decompose the data set again")
+    for name in shards.members():
+        if name.endswith(f".{RECORDS_NAME}"):
+            where = shards.place(name)
+            for record in decode_records(shards.read(name), where):
+                yield LocatedRecord(where, record, Item(shards, shards.in_same_tar(name, record.path)))
+
+
+def _check(lines: list[LocatedRecord], pixel_multiple: int) -> None:
+    """Raises DataError for records that contradict each other, the model or their folder."""
+    first: dict[str, str] = {}
+    for line in lines:
+        where, record = line.where, line.record
+        if record.slice_id in first:
             raise DataError(
-                f"{where}: slice_id '{record.slice_id}' was already used at line {first_line[record.slice_id]}"
+                f"{where}: slice_id '{record.slice_id}' was already used at {_shortly(first[record.slice_id])}"
             )
-        first_line[record.slice_id] = number
+        first[record.slice_id] = where
         if record.width % pixel_multiple or record.height % pixel_multiple:
             raise DataError(
                 f"{where}: slice '{record.slice_id}' is {record.width}x{record.height} px, but the model needs "
@@ -106,10 +155,31 @@ def _records(folder: Path, pixel_multiple: int) -> Iterator[tuple[int, SliceReco
         parts = record.path.replace("\\", "/").split("/")
         if not parts[0] or parts[0].endswith(":") or ".." in parts:
             raise DataError(f"{where}: path '{record.path}' must lie inside the data set's folder")
-        yield number, record
 
 
-def _slice_of(source: Source, record: SliceRecord, digest: str, mask: Mask | None) -> Slice:
+def _shortly(where: str) -> str:
+    """``line 3`` of a manifest; a tar and its member."""
+    manifest, _, number = where.rpartition(f"{MANIFEST_NAME}:")
+    return f"line {number}" if manifest else where
+
+
+def _checked(line: LocatedRecord, facts: FileFacts | DataError) -> str:
+    """Digest of a slice file that is there, whole and of the size recorded."""
+    record = line.record
+    if isinstance(facts, DataError):
+        if line.file.collection.stamp(line.file.name) is None:
+            why = "".join(f" ({Path(place).name}: {reason})" for place, reason in line.file.collection.problems()[:1])
+            raise DataError(
+                f"{line.where}: file '{record.path}' is missing{why}; restore it or decompose again"
+            ) from facts
+        raise DataError(f"{facts}; restore it or decompose the data set again") from facts
+    if (facts.width, facts.height) != (record.width, record.height):
+        raise wrong_size(line.file, (facts.width, facts.height), record.slice_id, (record.width, record.height))
+    return facts.digest
+
+
+def _slice_of(source: Source, line: LocatedRecord, digest: str, mask: Mask | None) -> Slice:
+    record = line.record
     x0, y0, x1, y1 = record.box
     native = (max(round(x1 - x0), 1), max(round(y1 - y0), 1))
     left, top, right = (
@@ -121,7 +191,7 @@ def _slice_of(source: Source, record: SliceRecord, digest: str, mask: Mask | Non
         image=source.prefix + record.image,
         level=record.level,
         granularity=granularity_index(record.granularity),
-        path=source.path / record.path,
+        file=line.file,
         caption=source.caption(record.caption),
         bucket=(record.width, record.height),
         crop=None,

@@ -5,8 +5,9 @@ or a file beside it. It goes through the picture's resize and crop, with a bilin
 its values stay between 0 and 1.
 """
 
-import os
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowgrain.data.file_index import FileFacts
-from flowgrain.data.images import MASK_ENDINGS, decode_image, open_alpha, open_image, read_bytes, sha1_of_bytes
+from flowgrain.data.collections import Item
+from flowgrain.data.collections.base import stem_of
+from flowgrain.data.file_index import FileFacts, FileIndex
+from flowgrain.data.images import MASK_ENDINGS, decode_image, sha1_of_bytes
 from flowgrain.data.records import Mask, Slice
 from flowgrain.errors import DataError
 
@@ -25,27 +28,45 @@ _ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect ratios of a mask and its picture: two pixels in a hundred."""
 
 
-def find_mask(folder: Path, name: str) -> str | None:
-    """Name of the mask file of the picture ``name`` in ``folder``: ``STEM.mask.png`` or ``STEM-masklabel.png``.
+def mask_suffix(item: Item) -> str | None:
+    """Ending of the mask file beside a picture: ``.mask.png`` or ``-masklabel.png``; None without one.
 
     Raises :class:`DataError` where both are there.
     """
-    stem = os.path.splitext(name)[0]
-    found = [stem + ending for ending in MASK_ENDINGS if os.path.lexists(folder / (stem + ending))]
+    found = [ending for ending in MASK_ENDINGS if item.has(ending)]
     if len(found) > 1:
-        raise DataError(f"{folder / name}: has two masks, {found[0]} and {found[1]}; remove one")
+        stem = PurePath(stem_of(item.name)).name
+        raise DataError(f"{item.place()}: has two masks, {stem}{found[0]} and {stem}{found[1]}; remove one")
     return found[0] if found else None
 
 
-def inspect_mask(path: Path) -> FileFacts:
+def mask_beside(item: Item) -> tuple[str, bytes] | None:
+    """(suffix, bytes) of the mask file beside a picture, None without one. Raises :class:`DataError`."""
+    suffix = mask_suffix(item)
+    if suffix is None:
+        return None
+    data = item.beside(suffix)
+    if data is None:
+        raise DataError(f"{item.place(suffix)}: no such file")
+    return suffix, data
+
+
+def inspect_mask(item: Item) -> FileFacts:
     """Digest, size and brightest value of a mask file. Raises :class:`DataError` where it cannot be read."""
-    data = read_bytes(path)
-    image = decode_image(data, path, _BLACK)[0].convert("L")
-    return FileFacts(sha1_of_bytes(data), image.width, image.height, int(np.asarray(image).max()))
+    data = item.read()
+    return facts_of_mask(decode_image(data, Path(item.place()), _BLACK)[0].convert("L"), data)
 
 
-def fitting_mask(path: Path, facts: FileFacts | DataError, size: tuple[int, int]) -> Mask:
-    """The mask in a file; raises :class:`DataError` where it is unreadable, black or of another aspect."""
+def facts_of_mask(grey: Image.Image, data: bytes) -> FileFacts:
+    """The facts of a mask that is decoded already; ``data`` are the bytes of its file."""
+    return FileFacts(sha1_of_bytes(data), grey.width, grey.height, int(np.asarray(grey).max()))
+
+
+def fitting_mask(path: Path, facts: FileFacts | DataError, size: tuple[int, int]) -> FileFacts:
+    """The facts of a mask that can be used for a picture of ``size`` (width, height); ``path`` is named in errors.
+
+    Raises :class:`DataError` where it is unreadable, black or of another aspect.
+    """
     if isinstance(facts, DataError):
         raise facts
     width, height = size
@@ -55,7 +76,36 @@ def fitting_mask(path: Path, facts: FileFacts | DataError, size: tuple[int, int]
         )
     if facts.peak == 0:
         raise DataError(f"{path}: a mask that is black everywhere leaves nothing to train on")
-    return Mask(path, False, facts.digest)
+    return facts
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask file and what is known of it: facts, or why it cannot be used."""
+
+    file: Item
+    facts: FileFacts | DataError
+
+    def fitted(self, size: tuple[int, int]) -> Mask:
+        """The mask of a picture of ``size`` (width, height). Raises as :func:`fitting_mask`."""
+        return Mask(self.file, False, fitting_mask(Path(self.file.place()), self.facts, size).digest)
+
+
+def mask_files(items: Sequence[Item], index: FileIndex) -> dict[str, MaskFile]:
+    """The mask file of each picture that has one, by the picture's name."""
+    found: dict[str, Item] = {}
+    masks: dict[str, MaskFile] = {}
+    for item in items:
+        try:
+            suffix = mask_suffix(item)
+        except DataError as error:
+            masks[item.name] = MaskFile(item, error)
+        else:
+            if suffix is not None:
+                found[item.name] = item.neighbour(suffix)
+    facts = index.facts(list(found.values()), inspect_mask)
+    known = zip(found.items(), facts, strict=True)
+    return masks | {name: MaskFile(file, each) for (name, file), each in known}
 
 
 def read_mask(item: Slice, flip: bool) -> Float[Tensor, "h w"] | None:
@@ -65,9 +115,11 @@ def read_mask(item: Slice, flip: bool) -> Float[Tensor, "h w"] | None:
     """
     if item.mask is None:
         return None
-    grey = open_alpha(item.mask.path) if item.mask.from_alpha else open_image(item.mask.path, _BLACK).convert("L")
+    file = item.mask.file
+    image, alpha = decode_image(file.read(), Path(file.place()), _BLACK)
+    grey = alpha if item.mask.from_alpha else image.convert("L")
     if grey is None:
-        raise DataError(f"{item.mask.path}: has lost its alpha channel since the data set was opened; start again")
+        raise DataError(f"{file.place()}: has lost its alpha channel since the data set was opened; start again")
     across, down = item.bucket
     grey = grey.resize(item.crop.resize if item.crop else item.bucket, Image.Resampling.BILINEAR)
     if item.crop is not None:

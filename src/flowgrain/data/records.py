@@ -6,13 +6,13 @@ indices with weights that sum to 1.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket, CoverCrop
+from flowgrain.data.collections import Item
 from flowgrain.data.images import WHITE, Colour
 from flowgrain.granularity import Granularity
 
@@ -33,16 +33,20 @@ class SliceRecord(Config):
     image_sha1: str = Field(description="SHA-1 of the source file's bytes")
     level: str = Field(description="name of the level that cut it")
     granularity: Granularity
-    path: str = Field(description="slice file, relative to the data-set folder, '/' separated")
+    path: str = Field(
+        description="slice file, relative to the data-set folder, '/' separated; member of a tar: shards/0.tar!NAME"
+    )
     width: int = Field(gt=0, description="pixels of the slice file: its bucket")
     height: int = Field(gt=0)
     box: Box = Field(description="crop box in source pixels before framing")
     crop: Box = Field(description="source pixels that the slice file shows, after framing")
     scale: float = Field(gt=0, description="slice pixels per source pixel")
     action: str = Field(description="downscale, native or upscale")
+    upscaler: str = Field(default="", description="what enlarged it, empty where nothing did")
     reason: str = Field(description="why this box: detector and rule")
     parent: str | None = Field(description="slice_id of the coarser slice that contains it, None for the coarsest")
-    detector: str
+    detector: str = Field(description="kind of the detector that found the box, or whole_image")
+    label: str = Field(default="", description="what the detector calls the box")
     score: float
     caption: str
     caption_source: str = Field(description="sidecar, template, root or none")
@@ -52,9 +56,9 @@ class SliceRecord(Config):
 class Mask:
     """Where the loss of a slice counts: a grey picture, white = train."""
 
-    path: Path
+    file: Item
     from_alpha: bool
-    """True: the alpha channel of ``path``, False: its grey values."""
+    """True: the alpha channel of ``file``, False: its grey values."""
     digest: str
     """SHA-1 of the file's bytes."""
 
@@ -69,7 +73,8 @@ class Slice:
     """Name of the source image; the roots cut from one image share it."""
     level: str
     granularity: int
-    path: Path
+    file: Item
+    """Where its bytes are: a file, a member of a tar, a row of a data set."""
     caption: str
     bucket: Bucket
     """(width, height) in pixels that the model sees."""

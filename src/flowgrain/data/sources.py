@@ -1,4 +1,5 @@
-"""The sources of a data set: each folder that the configuration names, with every default filled in.
+"""The sources of a data set: each folder, set of tar shards or Hugging Face data set that the configuration names, with
+every default filled in.
 
 kohya's folder layout is read as it is: a folder whose children are called ``<repeats>_<text>`` is one source a child.
 """
@@ -9,10 +10,13 @@ from pathlib import Path
 
 from flowgrain.data.buckets import Bucket, bucket_list
 from flowgrain.data.captions import decorate, with_trigger
+from flowgrain.data.collections import Collection, Folder, open_collection
+from flowgrain.data.collections.tar_shards import TarShards
 from flowgrain.data.config import DEFAULT_RESOLUTION, DataConfig, SourceConfig
 from flowgrain.data.images import is_picture
 from flowgrain.data.quarantine import Problem
 from flowgrain.data.records import MANIFEST_NAME, Slice
+from flowgrain.data.shard_files import RECORDS_NAME, holds_records
 from flowgrain.errors import ConfigError, DataError
 
 _KOHYA = re.compile(r"(\d+)_(.+)")
@@ -22,10 +26,14 @@ _MOST_REPEATS = 999
 
 @dataclass(frozen=True)
 class Source:
-    """One folder to read."""
+    """One source to read."""
 
     data: DataConfig
     settings: SourceConfig
+    collection: Collection
+    """Its pictures or slices."""
+    decomposed: bool
+    """Whether 'flowgrain decompose' wrote it."""
     key: str
     """Where its settings stand in the recipe: ``data`` or ``data.sources.N``."""
     name: str
@@ -34,13 +42,8 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder, or what else the recipe names."""
         return self.settings.path
-
-    @property
-    def decomposed(self) -> bool:
-        """Whether 'flowgrain decompose' wrote it."""
-        return (self.path / MANIFEST_NAME).is_file()
 
     @property
     def levels(self) -> tuple[str, ...] | None:
@@ -108,8 +111,16 @@ class Found:
     """Ids of the slices that came without a caption."""
 
 
+def open_source(path: Path) -> tuple[Collection, bool]:
+    """What ``path`` names, and whether it is a decomposed data set. Raises as :func:`open_collection`."""
+    if (path / MANIFEST_NAME).is_file():
+        return Folder(path), True
+    collection = open_collection(path)
+    return collection, isinstance(collection, TarShards) and _holds_roots(collection)
+
+
 def list_sources(config: DataConfig) -> tuple[list[Source], list[Problem]]:
-    """Every folder to read, in the order of the recipe, and the kohya folders that are left out.
+    """Every source to read, in the order of the recipe, and the kohya folders that are left out.
 
     Raises :class:`DataError` for a missing folder or a mixed layout, :class:`ConfigError` for a key that nothing reads.
     """
@@ -118,23 +129,29 @@ def list_sources(config: DataConfig) -> tuple[list[Source], list[Problem]]:
     problems: list[Problem] = []
     for number, settings in enumerate(named):
         key = "data" if config.sources is None else f"data.sources.{number}"
-        if not settings.path.is_dir():
-            raise DataError(f"{settings.path}: no such folder of pictures or slices")
+        collection, decomposed = open_source(settings.path)
         name = settings.name or settings.path.resolve().name
-        children = [] if (settings.path / MANIFEST_NAME).is_file() else _kohya_folders(settings)
+        children = _kohya_folders(settings) if isinstance(collection, Folder) and not decomposed else []
         for repeats, text, folder in children:
             if repeats == 0:
                 problems.append((folder, "0 repeats in its name, left out as kohya does"))
                 continue
             own = {"path": folder, "repeats": repeats * settings.repeats, "caption": settings.caption or text}
             full = folder.name if len(named) == 1 else f"{name}/{folder.name}"
-            sources.append(Source(config, settings.model_copy(update=own), key, full))
+            child = settings.model_copy(update=own)
+            sources.append(Source(config, child, *open_source(folder), key, full))
         if not children:
-            sources.append(Source(config, settings, key, name))
+            sources.append(Source(config, settings, collection, decomposed, key, name))
     if not sources:
         raise DataError(f"{config.location}: every folder's name gives it 0 repeats; rename those to train on")
     _check_read(config, sources)
     return [replace(s, prefix=f"{s.name}/") for s in sources] if len(sources) > 1 else sources, problems
+
+
+def _holds_roots(shards: TarShards) -> bool:
+    """Whether tars hold the roots of a decomposed data set: by the first ``.json`` member."""
+    first = next((name for name in shards.members() if name.endswith(f".{RECORDS_NAME}")), None)
+    return first is not None and holds_records(shards.read(first))
 
 
 def _kohya_folders(settings: SourceConfig) -> list[tuple[int, str, Path]]:
@@ -186,6 +203,6 @@ def _check_read(config: DataConfig, sources: list[Source]) -> None:
 def _fixed(path: Path, name: str) -> str:
     what = "sizes are" if name in ("resolution", "buckets") else f"{name.replace('_', ' ')} is"
     return (
-        f"{path} is a decomposed data set whose {what} fixed in its {MANIFEST_NAME}; remove {name} or decompose again "
+        f"{path} is a decomposed data set whose {what} fixed in its manifest; remove {name} or decompose again "
         "with another"
     )

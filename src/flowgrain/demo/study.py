@@ -2,9 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -90,20 +89,6 @@ def check_arms(text: str, architecture: Architecture = "flux") -> tuple[str, ...
     for name in names:
         find_recipe(f"tiny-{architecture}-{name}")
     return names
-
-
-@dataclass
-class Clock:
-    """Wall-clock seconds by stage of this invocation."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def cut(plan: DemoPlan, on_stage: Stage) -> None:

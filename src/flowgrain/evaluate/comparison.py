@@ -15,9 +15,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from flowgrain.config import Config, load_config
-from flowgrain.data.captions import read_caption
+from flowgrain.data.captions import caption_beside, read_caption
+from flowgrain.data.collections import Item as StoredPicture
+from flowgrain.data.collections import located
+from flowgrain.data.collections.as_file import as_file
 from flowgrain.data.images import list_images
-from flowgrain.data.records import MANIFEST_NAME, SliceRecord
+from flowgrain.data.manifest import located_records
+from flowgrain.data.sources import open_source
 from flowgrain.errors import ConfigError, DataError
 from flowgrain.evaluate.protocol import ProtocolConfig
 
@@ -268,7 +272,7 @@ def _dataset(folder: Path, config: DatasetConfig, file: Path) -> Dataset:
         )
         for v in config.variants
     )
-    references = () if config.references is None else read_references(folder / config.references)
+    references = () if config.references is None else read_references(located(folder, config.references))
     dataset = Dataset(config.name, config.description, references, variants)
     if not dataset.items():
         raise DataError(
@@ -279,13 +283,18 @@ def _dataset(folder: Path, config: DatasetConfig, file: Path) -> Dataset:
 
 
 def read_references(folder: Path) -> tuple[Reference, ...]:
-    """Real pictures of a folder with their captions; of a decomposed folder, its whole images (macro slices)."""
-    manifest = folder / MANIFEST_NAME
-    if manifest.exists():
-        slices = (_validated(SliceRecord, manifest, number, line) for number, line in _json_lines(manifest))
-        found = tuple(Reference(folder / item.path, item.caption) for item in slices if item.granularity == "macro")
+    """Real pictures with their captions; of a decomposed data set, its whole images (macro slices).
+
+    ``folder`` is anything that ``data.path`` may be. Pictures in tars and in Hugging Face data sets are copied to a
+    temporary folder.
+    """
+    collection, decomposed = open_source(folder)
+    if decomposed:
+        slices = located_records(folder, collection)
+        found = tuple(Reference(as_file(s.file), s.record.caption) for s in slices if s.record.granularity == "macro")
     else:
-        found = tuple(Reference(path, read_caption(path) or "") for path in list_images(folder))
+        items = (StoredPicture(collection, name) for name in sorted(collection.names()))
+        found = tuple(Reference(as_file(item), caption_beside(item) or "") for item in items)
     if not found:
         raise DataError(f"{folder}: no reference pictures; give a folder of pictures or of 'flowgrain decompose'")
     return found

@@ -6,6 +6,7 @@ embeddings are the family's own business.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Literal
@@ -95,6 +96,16 @@ class Prediction:
     taps: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CutCaptions:
+    """Captions of which a model does not see the end."""
+
+    limit: int
+    """Tokens that it reads."""
+    lengths: dict[str, int]
+    """Tokens of each longer caption."""
+
+
 class Family(ABC):
     """A loaded model of one architecture."""
 
@@ -182,6 +193,10 @@ class Family(ABC):
     @abstractmethod
     def embed_text(self, captions: list[str]) -> TextEmbedding:
         """Embeddings of captions, without gradient."""
+
+    @abstractmethod
+    def cut_captions(self, captions: Iterable[str]) -> CutCaptions:
+        """The captions that the text encoder giving the token sequence cuts: what follows is not seen."""
 
     @abstractmethod
     def condition(self, inputs: ConditionInputs) -> Conditioning:

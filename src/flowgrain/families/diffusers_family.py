@@ -6,7 +6,7 @@ taps, adapters in pipelines) is here, on the loaded pipeline's own parts.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from flowgrain.families.base import (
     Capabilities,
     Conditioning,
     ConditionInputs,
+    CutCaptions,
     Family,
     Posterior,
     Prediction,
@@ -28,11 +29,12 @@ from flowgrain.families.base import (
     TextEmbedding,
 )
 from flowgrain.families.fingerprint import module_digest, tokenizer_digest
-from flowgrain.families.loading import load_adapter, load_pipeline, read_configs, skeleton_pipeline
+from flowgrain.families.loading import load_adapter, load_pipeline, quiet_libraries, read_configs, skeleton_pipeline
 from flowgrain.families.offload import EncoderOffload
 from flowgrain.families.peft_layers import carries_adapter
 from flowgrain.families.quantization import quantize_linears
 from flowgrain.families.taps import captured
+from flowgrain.families.token_counts import cut_captions
 
 Configs = Mapping[str, Mapping[str, Any]]
 """Part name -> its configuration: of the diffusers models and the scheduler."""
@@ -198,14 +200,18 @@ class DiffusersFamily(Family):
     def embed_text(self, captions: list[str]) -> TextEmbedding:
         """See :meth:`Family.embed_text`; one caption a call, so that its bits do not depend on its batch."""
         with self._parked_after():
-            rows = [TextEmbedding(self._encode_caption([caption])) for caption in captions]
-        return TextEmbedding.stack(rows)
+            return TextEmbedding.stack([self._embedded(caption) for caption in captions])
+
+    def cut_captions(self, captions: Iterable[str]) -> CutCaptions:
+        """See :meth:`Family.cut_captions`; of several text encoders the last gives the sequence."""
+        tokenizer = getattr(self._pipeline, self._there(self.tokenizer_names)[-1])
+        return cut_captions(tokenizer, captions, self._text_length())
 
     def condition(self, inputs: ConditionInputs) -> Conditioning:
         """See :meth:`Family.condition`: what the captions give, then what else the model reads."""
         if inputs.captions is not None and inputs.embedding is None:
             with torch.set_grad_enabled(inputs.grad and torch.is_grad_enabled()):
-                text = TextEmbedding.stack([TextEmbedding(self._encode_caption([c])) for c in inputs.captions])
+                text = TextEmbedding.stack([self._embedded(caption) for caption in inputs.captions])
         elif inputs.embedding is not None and inputs.captions is None:
             text = inputs.embedding
         else:
@@ -309,6 +315,11 @@ class DiffusersFamily(Family):
     def _pipeline_settings(self) -> dict[str, Any]:
         """Constructor arguments of the pipeline besides its parts."""
         return {}
+
+    def _embedded(self, caption: str) -> TextEmbedding:
+        """One caption's embedding. That it may be cut is told once for all captions, not here by the libraries."""
+        with quiet_libraries():
+            return TextEmbedding(self._encode_caption([caption]))
 
     def _tokenizer_digests(self) -> list[str]:
         """Short hashes of what turns captions into token ids: part of the fingerprint."""

@@ -65,10 +65,11 @@ def check_scheduler(scheduler: Any, source: str) -> None:
     """Raise ModelError for a scheduler that :func:`shift_of` does not describe; ``source`` names the model."""
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ModelError(
-            f"{source}: scheduler {type(scheduler).__name__} is not supported, only FlowMatchEulerDiscreteScheduler"
+            f"{source}: scheduler {type(scheduler).__name__} is not supported; name FlowMatchEulerDiscreteScheduler in "
+            "model_index.json"
         )
     if scheduler.config["use_dynamic_shifting"] and scheduler.config["time_shift_type"] != "exponential":
         raise ModelError(
-            f"{source}: scheduler time_shift_type '{scheduler.config['time_shift_type']}' is not supported, only "
-            "'exponential'"
+            f"{source}: scheduler time_shift_type '{scheduler.config['time_shift_type']}' is not supported; set "
+            "time_shift_type to exponential in scheduler/scheduler_config.json, or use_dynamic_shifting to false"
         )

@@ -70,29 +70,18 @@ def progress_figure(title: str, curves: Sequence[Curve], ylabel: str) -> Drawing
     return render(title, draw)
 
 
-def density_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Drawing:
-    """Densities of the noise level: the law without modulation in grey, with it in colour."""
+def modulation_figure(
+    title: str, neutral: Curve, modulated: Sequence[Curve], ylabel: str, filled: bool = False
+) -> Drawing:
+    """Curves over the noise level: what all levels share in grey, perhaps ``filled``, each level's own in colour."""
 
     def draw(axes: Axes, theme: Theme) -> None:
-        axes.fill_between(neutral.x, neutral.y, color=theme.soft, alpha=0.18, linewidth=0)
+        if filled:
+            axes.fill_between(neutral.x, neutral.y, color=theme.soft, alpha=0.18, linewidth=0)
         axes.plot(neutral.x, neutral.y, color=theme.soft, linewidth=1.2, label=neutral.label)
         for curve in modulated:
             _plot(axes, theme, curve, curve.y)
-        axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel="probability density", xlim=(0, 1))
-        axes.set_ylim(bottom=0)
-        _legend(axes)
-
-    return render(title, draw)
-
-
-def weight_figure(title: str, neutral: Curve, modulated: Sequence[Curve]) -> Drawing:
-    """Loss weights over the noise level: the weight that all levels share in grey, each level's own in colour."""
-
-    def draw(axes: Axes, theme: Theme) -> None:
-        axes.plot(neutral.x, neutral.y, color=theme.soft, linewidth=1.2, label=neutral.label)
-        for curve in modulated:
-            _plot(axes, theme, curve, curve.y)
-        axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel="weight of the squared error", xlim=(0, 1))
+        axes.set(xlabel="noise level t (0 = data, 1 = noise)", ylabel=ylabel, xlim=(0, 1))
         axes.set_ylim(bottom=0)
         _legend(axes)
 

@@ -9,15 +9,19 @@ from collections.abc import Iterator, Mapping
 from flowgrain.report.page import (
     Block,
     Bullets,
+    Code,
     Details,
     Figure,
     FigureRow,
+    Numbers,
     Page,
     Paragraph,
     PictureGrid,
     PictureStrips,
     PromptGrid,
     Table,
+    Trees,
+    Warned,
 )
 
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~&$#@])")
@@ -65,6 +69,18 @@ def _block(block: Block, files: Mapping[Figure, str]) -> Iterator[str]:
         yield f"**{escape(block.title)}** Pictures are on the page:"
         yield ""
         yield from (f"- {escape(row.label)}" for row in block.rows)
+    elif isinstance(block, Numbers):
+        yield from (f"- {escape(name)}: {escape(number)}" for number, name in block.items)
+    elif isinstance(block, Warned):
+        yield f"**{escape(block.title)}** {escape(block.text)} {escape(block.remedy)}"
+    elif isinstance(block, Trees):
+        yield f"**{escape(block.title)}** Pictures are on the page:"
+        yield ""
+        yield from (f"- {escape(tree.title)}" for tree in block.trees)
+    elif isinstance(block, Code):
+        yield f"**{escape(block.title)}** {escape(block.reading)}"
+        yield ""
+        yield from (f"    {line}" for line in block.text.split("\n"))
     # a Slider is a control: it has nothing to write down
 
 

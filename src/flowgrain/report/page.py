@@ -178,7 +178,83 @@ class Details:
     blocks: tuple["Block", ...]
 
 
-Block = Paragraph | Bullets | Table | FigureRow | PictureGrid | PictureStrips | PromptGrid | Slider | Details
+@dataclass(frozen=True)
+class Numbers:
+    """A few counts that say most, each with what it counts."""
+
+    template: ClassVar[str] = "blocks/numbers.html"
+    items: tuple[tuple[str, str], ...]
+    """(number, what it counts)"""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A warning with its numbers, what to do, and pictures of what it is about."""
+
+    template: ClassVar[str] = "blocks/warned.html"
+    title: str
+    text: str
+    remedy: str
+    tiles: tuple[Tile, ...] = ()
+
+
+@dataclass(frozen=True)
+class TreeNode:
+    """A picture with what is known about it, and what it contains."""
+
+    name: str
+    mark: str
+    """Style of the name: macro, meso or micro."""
+    tile: Tile | None
+    lines: tuple[str, ...]
+    caption: str
+    children: tuple["TreeNode", ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What came of one thing."""
+
+    title: str
+    note: str
+    nodes: tuple[TreeNode, ...]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Trees of pictures, side by side where there is room."""
+
+    template: ClassVar[str] = "blocks/trees.html"
+    title: str
+    reading: str
+    trees: tuple[Tree, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
+    template: ClassVar[str] = "blocks/code.html"
+    title: str
+    reading: str
+    text: str
+
+
+Block = (
+    Paragraph
+    | Bullets
+    | Table
+    | FigureRow
+    | PictureGrid
+    | PictureStrips
+    | PromptGrid
+    | Slider
+    | Details
+    | Numbers
+    | Warned
+    | Trees
+    | Code
+)
 
 
 def flat(blocks: Sequence[Block]) -> Iterator[Block]:

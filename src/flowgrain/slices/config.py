@@ -1,22 +1,31 @@
 """Configuration of a decomposition: levels from coarse to fine, bucket sizes, thresholds."""
 
+import fnmatch
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from flowgrain.config import Config
+from flowgrain.config import Config, Layered, build_config, merged
 from flowgrain.data.buckets import Bucket, bucket_list
 from flowgrain.data.captions import check_template
 from flowgrain.errors import ConfigError
 from flowgrain.granularity import Granularity, granularity_index
-from flowgrain.slices.detectors.boxes import BoxesConfig
-from flowgrain.slices.detectors.grid import GridConfig
+from flowgrain.slices.captioners.registry import OneCaptioner
+from flowgrain.slices.detectors import DetectorConfig
+from flowgrain.slices.detectors.registry import Detectors
 from flowgrain.slices.detectors.saliency import SaliencyConfig
+from flowgrain.slices.detectors.vlm import VlmDetectorConfig
+from flowgrain.slices.upscalers.lanczos import LanczosConfig
+from flowgrain.slices.upscalers.registry import OneUpscaler
+from flowgrain.vlm.settings import VlmConfig, decisive
 
-CODE_VERSION = 1
+SETTINGS_SUFFIX = ".decompose.yaml"
+"""Ending of the file beside an image that holds settings of its own."""
+CODE_VERSION = 2
 """Raised by hand when the same configuration would cut other slices, so that re-runs do not mix both."""
 
 
@@ -52,16 +61,9 @@ def _check_sizes(sizes: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def _spelled_out(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 Targets = Annotated[
     Annotated[tuple[Bucket, ...], Tag("sizes")] | Annotated[BucketRule, Tag("rule")],
     Discriminator(lambda value: "sizes" if isinstance(value, list | tuple) else "rule"),
-]
-DetectorConfig = Annotated[
-    Annotated[BoxesConfig | SaliencyConfig | GridConfig, Field(discriminator="kind")], BeforeValidator(_spelled_out)
 ]
 
 
@@ -69,8 +71,10 @@ class LevelConfig(Config):
     """One level of the decomposition."""
 
     granularity: Granularity = Field(description="decides the modulation of noise levels and weights in training")
-    detector: DetectorConfig | None = Field(
-        default=None, description="finds the level's boxes: boxes, saliency or grid; none for the whole image"
+    detector: Detectors | None = Field(
+        default=None,
+        description="finds the level's boxes (docs/slices.md lists them): a map, 'kind' or 'kind:value'; of a list the "
+        "first that finds something counts; none for the whole image",
     )
     max_instances: int = Field(default=1, ge=1, description="boxes kept per root, best score first")
     min_score: float = Field(default=0.0, ge=0, le=1, description="detections below this are dropped")
@@ -83,6 +87,19 @@ class LevelConfig(Config):
     )
     min_side: int = Field(default=32, ge=1, description="shortest side of a box, source pixels")
     caption: str = Field(default="{caption}", description="template of {caption} (the root's), {trigger}, {label}")
+
+    @property
+    def detectors(self) -> tuple[DetectorConfig, ...]:
+        """The level's detectors in the order in which they are tried; empty for the whole image."""
+        if self.detector is None:
+            return ()
+        return self.detector if isinstance(self.detector, tuple) else (self.detector,)
+
+    def asking(self, shared: VlmConfig | None) -> "LevelConfig":
+        """With what its vlm detectors say nothing about taken from the data set's vlm settings."""
+        filled = tuple(d.with_defaults(shared) if isinstance(d, VlmDetectorConfig) else d for d in self.detectors)
+        several = isinstance(self.detector, tuple)
+        return self.model_copy(update={"detector": filled if several else filled[0]}) if filled else self
 
     @field_validator("targets")
     @classmethod
@@ -111,6 +128,13 @@ def _default_levels() -> dict[str, LevelConfig]:
 class DecomposeConfig(Config):
     """How images become slices (Semantic Granularity Alignment, Algorithm 1)."""
 
+    vlm: VlmConfig | None = Field(
+        default=None,
+        description="the model that vlm detectors and the captioner ask, for what they do not set themselves",
+    )
+    captioner: OneCaptioner | None = Field(
+        default=None, description="writes captions of images and slices: vlm, or a map; null: they are read from files"
+    )
     mode: Literal["whole_image", "pre_split"] = Field(
         default="whole_image", description="the coarsest level is the image, or every box that its detector finds"
     )
@@ -127,9 +151,18 @@ class DecomposeConfig(Config):
     pair_iou_thresholds: dict[str, float] = Field(
         default_factory=dict, description="thresholds of single pairs, for example meso/micro: 0.6"
     )
+    images: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="settings of single images, by name or pattern ('people/*': {max_upscale: ...}); what lies beside "
+        "an image as STEM.decompose.yaml wins over them",
+    )
     suppress_coarsest: bool = Field(default=False, description="let finer boxes suppress the coarsest slice too")
     dedupe_against_macro: Literal["off", "finer"] = Field(
         default="off", description="finer: drop a finer box whose IoU with its region is above iou_threshold"
+    )
+    upscaler: OneUpscaler = Field(
+        default=LanczosConfig(),
+        description="enlarges beyond lanczos_max: ncnn or esrgan, 'kind:value'; lanczos: nothing",
     )
     lanczos_max: float = Field(default=1.25, ge=1, description="greatest enlargement by interpolation")
     trigger: str = Field(
@@ -140,6 +173,10 @@ class DecomposeConfig(Config):
         default="none",
         description="cut masks along with the pictures: from their alpha, or STEM.mask.png beside them; slices that "
         "hold nothing of the mask are refused",
+    )
+    layout: Literal["folder", "webdataset"] = Field(
+        default="folder",
+        description="files in folders, or tar shards in which the slices of a root are one WebDataset sample",
     )
     image_format: Literal["png", "webp", "jpg"] = Field(
         default="png", description="png and webp are lossless, jpg is not"
@@ -177,6 +214,15 @@ class DecomposeConfig(Config):
         return value
 
     @model_validator(mode="after")
+    def _share_model(self) -> "DecomposeConfig":
+        """What asks a model takes from ``vlm`` whatever it does not say itself."""
+        levels = {name: level.asking(self.vlm) for name, level in self.levels.items()}
+        captioner = self.captioner and self.captioner.with_defaults(self.vlm)
+        object.__setattr__(self, "levels", levels)  # frozen for everybody else
+        object.__setattr__(self, "captioner", captioner)
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> "DecomposeConfig":
         names = list(self.levels)
         first = self.levels[names[0]]
@@ -208,7 +254,50 @@ class DecomposeConfig(Config):
         """IoU above which ``fine`` suppresses ``coarse`` (theta of the paper)."""
         return self.pair_iou_thresholds.get(f"{coarse}/{fine}", self.iou_threshold)
 
+    def override_of(self, name: str) -> dict[str, Any]:
+        """Settings that ``images`` gives the image of this name, later patterns over earlier ones."""
+        found: dict[str, Any] = {}
+        for pattern, settings in self.images.items():
+            if self.applies(pattern, name):
+                found = merged(found, settings)
+        return found
+
+    @staticmethod
+    def applies(pattern: str, name: str) -> bool:
+        """Whether a pattern of ``images`` names an image: shell style, '*' crosses folders."""
+        return fnmatch.fnmatchcase(name, pattern)
+
     def digest(self) -> str:
         """Hash of everything that decides the slices of an image."""
-        canonical = json.dumps([CODE_VERSION, self.model_dump(mode="json")], sort_keys=False)
+        settings = decisive(self.model_dump(mode="json", exclude={"images", "vlm"}))
+        canonical = json.dumps([CODE_VERSION, settings], sort_keys=False)
         return hashlib.sha1(canonical.encode()).hexdigest()
+
+
+def overridden(config: DecomposeConfig, override: Mapping[str, Any]) -> DecomposeConfig:
+    """The configuration of an image with settings of its own.
+
+    Raises :class:`ConfigError` for an unknown key or a wrong value, and for settings that hold for whole data sets.
+    """
+    for key in ("images", "layout", "image_format"):
+        if key in override:
+            raise ConfigError(f"{key}: holds for the whole data set and cannot be set for one image")
+    values = spread_each_level(dict(override), tuple(config.levels))
+    base = config.model_dump(mode="json", exclude={"images"})
+    return build_config(DecomposeConfig, Layered(merged(base, values), {}))
+
+
+def spread_each_level(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Settings of ``each_level`` written out for each level, below the level's own."""
+    values = dict(values)
+    shared = values.pop("each_level", None)
+    if not shared:
+        return values
+    own = values.get("levels") or {}
+    levels = {name: _over(shared, own.get(name, {})) for name in {**dict.fromkeys(names), **own}}
+    return {**values, "levels": levels}
+
+
+def _over(shared: Mapping[str, Any], own: Any) -> Any:
+    """A level's own settings over the shared ones; null removes the level and stays null."""
+    return merged(shared, own) if isinstance(own, Mapping) else own

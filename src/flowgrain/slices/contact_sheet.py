@@ -5,15 +5,20 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from flowgrain.data.images import Colour, open_image
+from flowgrain.data.images import Colour
 from flowgrain.data.records import Box, SliceRecord
 from flowgrain.files import atomic_write_bytes
 from flowgrain.granularity import Granularity
+from flowgrain.slices.pictures import SlicePictures
 
 CONTACT_SHEET_NAME = "contact_sheet.png"
 MAX_ROOTS = 24
 
-_COLOURS: dict[Granularity, Colour] = {"macro": (71, 85, 105), "meso": (217, 119, 6), "micro": (13, 148, 136)}
+GRANULARITY_COLOURS: dict[Granularity, Colour] = {
+    "macro": (71, 85, 105),
+    "meso": (217, 119, 6),
+    "micro": (13, 148, 136),
+}
 _PAGE: Colour = (248, 250, 252)
 _CARD: Colour = (255, 255, 255)
 _EDGE: Colour = (226, 232, 240)
@@ -48,16 +53,20 @@ def contact_sheet(folder: Path, records: list[SliceRecord], max_roots: int = MAX
     row_width, row_height = columns * (_THUMB + _GAP) + _GAP, _TITLE + _THUMB + _TEXT + _GAP
     lines = -(-len(shown) // abreast)
     size = abreast * (row_width + _GAP) + _GAP, lines * (row_height + _GAP) + _GAP
-    sheet = Image.new("RGB", size, _PAGE)
+    sheet, pictures = Image.new("RGB", size, _PAGE), SlicePictures(folder)
     for index, root in enumerate(shown):
         line, column = divmod(index, abreast)
         corner = _GAP + column * (row_width + _GAP), _GAP + line * (row_height + _GAP)
-        _draw_root(sheet, folder, root, corner, (row_width, row_height))
+        _draw_root(sheet, pictures, root, corner, (row_width, row_height))
     return sheet
 
 
 def _draw_root(
-    sheet: Image.Image, folder: Path, root: list[SliceRecord], corner: tuple[int, int], size: tuple[int, int]
+    sheet: Image.Image,
+    pictures: SlicePictures,
+    root: list[SliceRecord],
+    corner: tuple[int, int],
+    size: tuple[int, int],
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = corner
@@ -67,26 +76,31 @@ def _draw_root(
     _text(draw, (x + _GAP, y + 9), title, 13, _INK, size[0] - 2 * _GAP)
     for index, record in enumerate(root[:_MAX_COLUMNS]):
         left = x + _GAP + index * (_THUMB + _GAP)
-        _draw_slice(sheet, folder, record, root, (left, y + _TITLE))
+        _draw_slice(sheet, pictures, record, root, (left, y + _TITLE))
 
 
 def _draw_slice(
-    sheet: Image.Image, folder: Path, record: SliceRecord, root: list[SliceRecord], corner: tuple[int, int]
+    sheet: Image.Image,
+    pictures: SlicePictures,
+    record: SliceRecord,
+    root: list[SliceRecord],
+    corner: tuple[int, int],
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = corner
-    picture = open_image(folder / record.path)
+    picture = pictures.open(record)
     ratio = _THUMB / max(picture.size)
-    thumb = picture.resize((round(picture.width * ratio), round(picture.height * ratio)), Image.Resampling.LANCZOS)
+    size = max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1)
+    thumb = picture.resize(size, Image.Resampling.LANCZOS)
     left, top = x + (_THUMB - thumb.width) // 2, y + (_THUMB - thumb.height) // 2
     sheet.paste(thumb, (left, top))
     if record is root[0]:
         for finer in root[1:]:
-            outline = _on_thumbnail(finer.crop, record, ratio, (left, top), thumb.size)
+            outline = on_thumbnail(finer.crop, record, ratio, (left, top), thumb.size)
             if outline:
-                draw.rectangle(outline, outline=_COLOURS[finer.granularity], width=2)
+                draw.rectangle(outline, outline=GRANULARITY_COLOURS[finer.granularity], width=2)
     draw.rectangle((left - 1, top - 1, left + thumb.width, top + thumb.height), outline=_EDGE)
-    colour, label = _COLOURS[record.granularity], record.slice_id.rpartition("/")[2]
+    colour, label = GRANULARITY_COLOURS[record.granularity], record.slice_id.rpartition("/")[2]
     draw.rectangle((x, y + _THUMB + 6, x + 5, y + _THUMB + 19), fill=colour)
     _text(draw, (x + 11, y + _THUMB + 4), label, 13, colour, _THUMB - 11)
     line = f"{record.width}x{record.height}   x{record.scale:.2f} {record.action}"
@@ -94,13 +108,13 @@ def _draw_slice(
     _text(draw, (x, y + _THUMB + 37), record.caption or "(no caption)", 11, _FAINT, _THUMB)
 
 
-def _on_thumbnail(
-    crop: Box, macro: SliceRecord, ratio: float, corner: tuple[int, int], size: tuple[int, int]
+def on_thumbnail(
+    box: Box, record: SliceRecord, ratio: float, corner: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """A crop in source pixels as a rectangle on the macro slice's thumbnail; None where it lies outside."""
-    scale = macro.scale * ratio
-    x0, x1 = ((side - macro.crop[0]) * scale for side in (crop[0], crop[2]))
-    y0, y1 = ((side - macro.crop[1]) * scale for side in (crop[1], crop[3]))
+    """A box in source pixels as a rectangle on a slice's thumbnail (``ratio`` of its size); None outside of it."""
+    scale = record.scale * ratio
+    x0, x1 = ((side - record.crop[0]) * scale for side in (box[0], box[2]))
+    y0, y1 = ((side - record.crop[1]) * scale for side in (box[1], box[3]))
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, size[0] - 1.0), min(y1, size[1] - 1.0)
     return (corner[0] + x0, corner[1] + y0, corner[0] + x1, corner[1] + y1) if x0 < x1 and y0 < y1 else None
 

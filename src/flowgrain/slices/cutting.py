@@ -1,35 +1,24 @@
-"""One image: from pixels to slice records (Algorithm 1 for a single x), and from a record to the slice's pixels."""
+"""One image: from its boxes to slice records (Algorithm 1, stage 3), and from a record to the slice's pixels."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from PIL import Image
 from pydantic import Field
 
 from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket, best_aspect_match
-from flowgrain.data.captions import SliceCaption, read_caption, read_slice_caption, slice_caption
-from flowgrain.data.images import open_alpha, open_image, sha1_of
-from flowgrain.data.masks import find_mask, fitting_mask, inspect_mask
+from flowgrain.data.captions import SliceCaption, caption_beside, slice_caption, slice_caption_beside
+from flowgrain.data.collections import Item
 from flowgrain.data.records import Box, SliceRecord
-from flowgrain.slices.config import DecomposeConfig
-from flowgrain.slices.detectors import Detection, View, build_detector
-from flowgrain.slices.framing import Decision, Limits, decide, focus, framing_crop
-from flowgrain.slices.hierarchy import (
-    Candidate,
-    Rejected,
-    Selection,
-    choose,
-    drop_near_region,
-    parent_of,
-    suppress,
-)
-from flowgrain.slices.upscalers import LanczosUpscaler, Upscaler, resample
-
-_WHOLE = "whole_image"
+from flowgrain.slices.finding import WHOLE_IMAGE, Found, Region
+from flowgrain.slices.framing import Decision, decide, focus, framing_crop
+from flowgrain.slices.hierarchy import Candidate, Rejected, parent_of
+from flowgrain.slices.scheme import Scheme
+from flowgrain.slices.upscalers import Upscaler, resample
 
 
 class RejectRecord(Config):
@@ -43,6 +32,8 @@ class RejectRecord(Config):
     box: Box | None = Field(default=None, description="source pixels")
     label: str | None = Field(default=None)
     score: float | None = Field(default=None)
+    detector: str | None = Field(default=None, description="kind of the detector that found the box")
+    parent: str | None = Field(default=None, description="slice_id of the coarser slice that contains the box")
     code: str = Field(description="short name of the reason, for counting")
     reason: str = Field(description="the numbers behind it")
 
@@ -53,27 +44,6 @@ class Cuts:
 
     records: tuple[SliceRecord, ...]
     rejects: tuple[RejectRecord, ...]
-
-
-@dataclass(frozen=True)
-class RenderedSlice:
-    """A slice with its pixels and, where its image has one, its mask (mode L, white = train)."""
-
-    record: SliceRecord
-    image: Image.Image
-    mask: Image.Image | None
-
-
-@dataclass(frozen=True)
-class _Region:
-    """A root: the image itself or one box of the coarsest level."""
-
-    root: str
-    prefix: str
-    """Names the region in caption sidecars: empty, or 'p0.'"""
-    candidate: Candidate
-    detected: bool
-    """Found by the coarsest level's detector; False where it is the whole image."""
 
 
 @dataclass(frozen=True)
@@ -102,208 +72,153 @@ def render(image: Image.Image, record: SliceRecord, upscaler: Upscaler) -> Image
     return resample(image, record.crop, size)
 
 
-class Cutter:
-    """Decides the slices of one image after another. Holds the detectors, no pixels."""
+def render_mask(mask: Image.Image, record: SliceRecord) -> Image.Image:
+    """The mask of a slice, cut as its picture is but never by an upscaling network."""
+    size = record.width, record.height
+    return mask.crop(record.crop) if record.action == "native" else resample(mask, record.crop, size)
 
-    def __init__(self, config: DecomposeConfig, source: Path):
-        self._config = config
-        self._source = source
-        self._names = list(config.levels)
-        self._levels = list(config.levels.values())
-        self._sizes = [config.sizes(name) for name in self._names]
-        self._detectors = [
-            None if level.detector is None else build_detector(level.detector, source, name, level.max_instances)
-            for name, level in config.levels.items()
-        ]
-        self.upscaler = LanczosUpscaler(config.lanczos_max)
 
-    def inputs(self, name: str) -> str:
-        """Hash of the files beside an image that decide its slices: captions and boxes.
+def inputs_digest(item: Item, scheme: Scheme) -> str:
+    """Hash of the files beside an image that decide its slices: captions and boxes.
 
-        Raises :class:`flowgrain.errors.DataError` for a caption that is not UTF-8.
-        """
-        path = self._source / name
-        digest = hashlib.sha1()
-        texts = [read_caption(path), *(read_slice_caption(path, [sidecar]) for sidecar in self._sidecar_names())]
-        digest.update(repr(texts).encode())
-        if self._config.masks == "file" and (mask := find_mask(self._source, name)) is not None:
-            digest.update(sha1_of(self._source / mask).encode())
-        for detector in self._detectors:
-            digest.update(repr(detector.inputs(name) if detector else b"").encode())
-        return digest.hexdigest()
+    Raises :class:`flowgrain.errors.DataError` for a caption that is not UTF-8 and for files that cannot be read.
+    """
+    digest = hashlib.sha1()
+    sidecars = (slice_caption_beside(item, [name]) for name in _sidecar_names(scheme))
+    digest.update(repr([caption_beside(item), *sidecars]).encode())
+    for level in scheme.levels:
+        for detector in level.detectors:
+            digest.update(repr(detector.inputs(item)).encode())
+    return digest.hexdigest()
 
-    def mask(self, name: str, size: tuple[int, int]) -> Image.Image | None:
-        """The mask of an image of ``size`` (width, height), grey, white = train; None where it has none.
 
-        Raises :class:`flowgrain.errors.DataError` for a mask that cannot be read or is of another shape.
-        """
-        if self._config.masks == "none":
-            return None
-        if self._config.masks == "alpha":
-            return open_alpha(self._source / name)
-        file = find_mask(self._source, name)
-        if file is None:
-            return None
-        path = self._source / file
-        fitting_mask(path, inspect_mask(path), size)
-        grey = open_image(path, (0, 0, 0)).convert("L")
-        return grey if grey.size == size else grey.resize(size, Image.Resampling.BILINEAR)
+def cut(found: Found, item: Item, sha1: str, scheme: Scheme, caption: str | None) -> Cuts:
+    """The slices of an image with this caption, coarse to fine, root by root.
 
-    def outside(self, record: SliceRecord) -> RejectRecord:
-        """The rejects line of a slice that shows nothing of its image's mask."""
-        return RejectRecord(
-            image=record.image,
-            root=record.root,
-            level=record.level,
-            box=record.box,
-            score=record.score,
-            code="outside_mask",
-            reason="the mask is black everywhere in it",
-        )
+    Raises :class:`flowgrain.errors.DataError` for a caption that is not UTF-8.
+    """
+    return _Cutter(item, sha1, scheme, caption).cut(found)
 
-    def cut(self, image: Image.Image, name: str, sha1: str) -> Cuts:
-        """The slices of an upright RGB image, coarse to fine, root by root."""
+
+def outside_mask(record: SliceRecord) -> RejectRecord:
+    """The rejects line of a slice that shows nothing of its image's mask."""
+    return RejectRecord(
+        image=record.image,
+        root=record.root,
+        level=record.level,
+        box=record.box,
+        label=record.label,
+        score=record.score,
+        detector=record.detector,
+        parent=record.parent,
+        code="outside_mask",
+        reason="the mask is black everywhere in it",
+    )
+
+
+class _Cutter:
+    """Stage 3 for one image."""
+
+    def __init__(self, item: Item, sha1: str, scheme: Scheme, caption: str | None):
+        self._item = item
+        self._sha1 = sha1
+        self._scheme = scheme
+        self._caption = caption
+        self._root = root_name(item.name, sha1)
+
+    def cut(self, found: Found) -> Cuts:
         records: list[SliceRecord] = []
-        rejects: list[RejectRecord] = []
-        regions, refused = self._regions(image, name, sha1)
-        rejects += [self._reject(name, root_name(name, sha1), item) for item in refused]
-        caption = read_caption(self._source / name)
-        for region in regions:
-            candidates, refused = self._candidates(image, name, region)
-            rejects += [self._reject(name, region.root, item) for item in refused]
-            more, refused = self._slices(name, sha1, region, candidates, caption)
-            records += more
-            rejects += [self._reject(name, region.root, item) for item in refused]
+        rejects = [self._reject(self._root, item, None) for item in found.refused]
+        for number, region in enumerate(found.regions):
+            root, prefix = (f"{self._root}/p{number}", f"p{number}.") if self._scheme.pre_split else (self._root, "")
+            made, refused = self._slices(region, root, prefix)
+            records += made
+            rejects += refused
         return Cuts(tuple(records), tuple(rejects))
 
-    def _regions(self, image: Image.Image, name: str, sha1: str) -> tuple[list[_Region], list[Rejected]]:
-        """Stage 1: the roots of an image, in reading order of their top left corners' x, then y."""
-        whole: Box = (0.0, 0.0, float(image.width), float(image.height))
-        root = root_name(name, sha1)
-        itself = Candidate(0, whole, Detection(whole, "image", 1.0))
-        detector = self._detectors[0]
-        if self._config.mode == _WHOLE or detector is None:
-            return [_Region(root, "", itself, False)], []
-        found, refused = choose(detector.detect(View(image, whole, name)), whole, 0, self._selection(0))
-        if not found and self._config.no_region == _WHOLE:
-            return [_Region(f"{root}/p0", "p0.", itself, False)], refused
-        ordered = sorted(found, key=lambda candidate: candidate.box)
-        return [_Region(f"{root}/p{i}", f"p{i}.", candidate, True) for i, candidate in enumerate(ordered)], refused
-
-    def _candidates(self, image: Image.Image, name: str, region: _Region) -> tuple[list[Candidate], list[Rejected]]:
-        """Stage 2: the boxes of every level in a region that survive, coarse to fine."""
-        candidates, rejects = [region.candidate], []
-        view = View(image, region.candidate.box, name)
-        for level, detector in enumerate(self._detectors):
-            if level == 0 or detector is None:
-                continue
-            found, refused = choose(detector.detect(view), view.region, level, self._selection(level))
-            candidates += found
-            rejects += refused
-        if self._config.dedupe_against_macro == "finer":
-            candidates, refused = drop_near_region(candidates, view.region, self._config.iou_threshold)
-            rejects += refused
-        candidates, refused = suppress(candidates, self._threshold, self._config.suppress_coarsest)
-        return candidates, rejects + refused
-
-    def _slices(
-        self, name: str, sha1: str, region: _Region, candidates: list[Candidate], caption: str | None
-    ) -> tuple[list[SliceRecord], list[Rejected]]:
-        """Stage 3: size and framing of each surviving box; too small ones are refused."""
+    def _slices(self, region: Region, root: str, prefix: str) -> tuple[list[SliceRecord], list[RejectRecord]]:
+        """Size and framing of each surviving box; too small ones are refused."""
         records: list[SliceRecord] = []
-        refused: list[Rejected] = []
         kept: list[Candidate] = []
+        refused = list(region.refused)
         numbers: Counter[int] = Counter()
-        for candidate in candidates:
-            level, box = candidate.level, candidate.box
-            target = best_aspect_match(box[2] - box[0], box[3] - box[1], self._sizes[level])
-            decision = decide(box, target, self._limits(level), self.upscaler.max_factor)
-            if decision.action == "discard":
-                refused.append(Rejected(level, box, candidate.detection, decision.code, decision.reason))
-                continue
-            finer = [(other.box, other.detection.score) for other in candidates if other.level > level]
-            crop = framing_crop(box, target, decision, focus(box, finer))
-            parent = parent_of(candidate, kept)
-            parent_id = records[kept.index(parent)].slice_id if parent is not None else None
-            place = _Place(f"{self._names[level]}{numbers[level]}", target, crop, parent_id)
-            records.append(self._record(name, sha1, region, candidate, decision, place, caption))
-            kept.append(candidate)
-            numbers[level] += 1
-        return records, refused
 
-    def _record(
-        self,
-        name: str,
-        sha1: str,
-        region: _Region,
-        candidate: Candidate,
-        decision: Decision,
-        place: _Place,
-        caption: str | None,
-    ) -> SliceRecord:
-        level, detection = candidate.level, candidate.detection
-        detector = self._detectors[level] if level or region.detected else None
-        text = self._caption(name, region, candidate, place.local, caption)
-        found = f"{detector.kind} '{detection.label}', score {detection.score:.3f}" if detector else "whole image"
+        def parent_id(candidate: Candidate) -> str | None:
+            parent = parent_of(candidate, kept)
+            return None if parent is None else records[kept.index(parent)].slice_id
+
+        for candidate in region.candidates:
+            level, box = self._scheme.levels[candidate.level], candidate.box
+            target = best_aspect_match(box[2] - box[0], box[3] - box[1], level.sizes)
+            decision = decide(box, target, level.limits, *self._scheme.enlargement)
+            if decision.action == "discard":
+                refused.append(Rejected(candidate.level, box, candidate.detection, decision.code, decision.reason))
+                continue
+            finer = [(b.box, b.detection.score) for b in region.candidates if b.level > candidate.level]
+            crop = framing_crop(box, target, decision, focus(box, finer))
+            place = _Place(f"{level.name}{numbers[candidate.level]}", target, crop, parent_id(candidate))
+            records.append(self._record(root, prefix, candidate, decision, place))
+            kept.append(candidate)
+            numbers[candidate.level] += 1
+        rejects = [self._reject(root, r, parent_id(Candidate(r.level, r.box, r.detection))) for r in refused]
+        return records, rejects
+
+    def _record(self, root: str, prefix: str, candidate: Candidate, decision: Decision, place: _Place) -> SliceRecord:
+        level, detection = self._scheme.levels[candidate.level], candidate.detection
+        whole = detection.detector == WHOLE_IMAGE
+        text = self._slice_caption(prefix, candidate, place.local)
+        found = "whole image" if whole else f"{detection.detector} '{detection.label}', score {detection.score:.3f}"
         return SliceRecord(
-            slice_id=f"{region.root}/{place.local}",
-            root=region.root,
-            image=name,
-            image_sha1=sha1,
-            level=self._names[level],
-            granularity=self._levels[level].granularity,
-            path=f"slices/{region.root}/{place.local}.{self._config.image_format}",
+            slice_id=f"{root}/{place.local}",
+            root=root,
+            image=self._item.name,
+            image_sha1=self._sha1,
+            level=level.name,
+            granularity=level.config.granularity,
+            path=f"slices/{root}/{place.local}.{self._scheme.config.image_format}",
             width=place.target[0],
             height=place.target[1],
             box=candidate.box,
             crop=place.crop,
             scale=decision.scale,
             action=decision.action,
+            upscaler=self._scheme.upscaler.method(decision.scale) if decision.action == "upscale" else "",
             reason=f"{found}; {decision.reason}",
             parent=place.parent,
-            detector=detector.kind if detector else _WHOLE,
+            detector=detection.detector,
+            label=detection.label,
             score=detection.score,
             caption=text.text,
             caption_source=text.source,
         )
 
-    def _caption(
-        self, name: str, region: _Region, candidate: Candidate, local: str, caption: str | None
-    ) -> SliceCaption:
-        level, detection = self._names[candidate.level], candidate.detection
-        own = detection.caption or read_slice_caption(self._source / name, [region.prefix + local, local, level])
-        template = self._levels[candidate.level].caption
-        return slice_caption(own, template, caption, self._config.trigger, detection.label)
+    def _slice_caption(self, prefix: str, candidate: Candidate, local: str) -> SliceCaption:
+        level, detection = self._scheme.levels[candidate.level], candidate.detection
+        own = detection.caption or slice_caption_beside(self._item, [prefix + local, local, level.name])
+        trigger = self._scheme.config.trigger
+        return slice_caption(own, level.config.caption, self._caption, trigger, detection.label)
 
-    def _selection(self, level: int) -> Selection:
-        settings = self._levels[level]
-        return Selection(settings.min_score, settings.max_instances, settings.expand, settings.square)
-
-    def _limits(self, level: int) -> Limits:
-        settings = self._levels[level]
-        return Limits(settings.max_upscale, settings.max_downscale, settings.min_side)
-
-    def _threshold(self, coarse: int, fine: int) -> float:
-        return self._config.threshold(self._names[coarse], self._names[fine])
-
-    def _reject(self, name: str, root: str, item: Rejected) -> RejectRecord:
+    def _reject(self, root: str, item: Rejected, parent: str | None) -> RejectRecord:
         return RejectRecord(
-            image=name,
+            image=self._item.name,
             root=root,
-            level=self._names[item.level],
+            level=self._scheme.levels[item.level].name,
             box=item.box,
             label=item.detection.label,
             score=item.detection.score,
+            detector=item.detection.detector,
+            parent=parent,
             code=item.code,
             reason=item.reason,
         )
 
-    def _sidecar_names(self) -> Iterator[str]:
-        """Every name that a slice's caption file may have, for :meth:`inputs`."""
-        regions = [""]
-        if self._config.mode != _WHOLE:
-            regions += [f"p{index}." for index in range(self._levels[0].max_instances)]
-        for name, level in self._config.levels.items():
-            yield name
-            for prefix in regions:
-                yield from (f"{prefix}{name}{index}" for index in range(level.max_instances))
+
+def _sidecar_names(scheme: Scheme) -> Iterator[str]:
+    """Every name that a slice's caption file may have, for :func:`inputs_digest`."""
+    regions = [""]
+    if scheme.pre_split:
+        regions += [f"p{index}." for index in range(scheme.levels[0].config.max_instances)]
+    for level in scheme.levels:
+        yield level.name
+        for prefix in regions:
+            yield from (f"{prefix}{level.name}{index}" for index in range(level.config.max_instances))

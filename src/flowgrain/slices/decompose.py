@@ -1,216 +1,206 @@
-"""Hierarchical semantic decomposition of a folder: images in, a data set of slices out (Algorithm 1).
+"""Hierarchical semantic decomposition: images in, a data set of slices out (Algorithm 1).
 
-One decoded image is in memory at a time. Everything is a function of the source bytes, the files beside them and
-the configuration; a second run over the same folder does nothing, one after a crash goes on.
+Memory does not grow with the number of images, but for their names. Everything is a function of the source bytes,
+the files beside them and the configuration: a second run does nothing, one after a crash goes on, and any number of
+processes and machines give the same files.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from flowgrain.data.images import list_images, open_image, sha1_of
+from flowgrain.clock import Clock
+from flowgrain.config import printable
+from flowgrain.data.collections import Collection, Folder
 from flowgrain.data.records import SliceRecord
 from flowgrain.errors import DataError
+from flowgrain.slices.chunk_work import ChunkReport
+from flowgrain.slices.chunks import Chunk, batched, cut_into_chunks
 from flowgrain.slices.config import DecomposeConfig
-from flowgrain.slices.contact_sheet import update_contact_sheet
-from flowgrain.slices.cutting import Cuts, Cutter, RejectRecord, RenderedSlice, render, root_name
-from flowgrain.slices.store import Part, Store
-from flowgrain.slices.upscalers import Upscaler
+from flowgrain.slices.contact_sheet import MAX_ROOTS, update_contact_sheet
+from flowgrain.slices.cutting import RejectRecord
+from flowgrain.slices.executors import Executor, local_executor
+from flowgrain.slices.pieces import WorkSettings, shown
+from flowgrain.slices.sharing import Presence
+from flowgrain.slices.store import Store
+from flowgrain.slices.summary import Summary
+from flowgrain.slices.work import UNREADABLE, Workbench
+from flowgrain.vlm.asker import Spending
 
-UNREADABLE = "unreadable"
-DUPLICATE_ROOT = "duplicate_root"
+UNLISTED = "unlisted"
+"""Code of a folder or tar of which some pictures are unknown."""
+_FEW_IMAGES = 100
+"""Below this, worker processes take longer to start than they save."""
 
 OnImage = Callable[[str, int, int], None]
 """Called after each image with its name, how many are done and how many there are."""
 
 
-@dataclass
-class Summary:
-    """Counts of a decomposition."""
+@dataclass(frozen=True)
+class RunOptions:
+    """How a decomposition is carried out, none of which changes what comes out."""
 
-    levels: tuple[str, ...]
-    images: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    slices_by_level: Counter[str] = field(default_factory=Counter)
-    levels_per_root: Counter[int] = field(default_factory=Counter)
-    """Number of roots by K, the number of their levels."""
-    buckets: Counter[tuple[int, int]] = field(default_factory=Counter)
-    rejects: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Boxes and images that became no slice, by (level or '', code)."""
-    caption_sources: Counter[str] = field(default_factory=Counter)
-    fingerprint: str = ""
-
-    @property
-    def slices(self) -> int:
-        """Number of slices."""
-        return self.slices_by_level.total()
-
-    def counts(self) -> dict[str, object]:
-        """What ``dataset.json`` says about the data set; the same for a first run and a repeated one."""
-        return {
-            "images": self.images,
-            "roots": self.levels_per_root.total(),
-            "slices": self.slices,
-            "slices_by_level": {level: self.slices_by_level[level] for level in self.levels},
-            "rejects": self.rejects.total(),
-        }
-
-    def add(self, records: tuple[SliceRecord, ...], rejects: tuple[RejectRecord, ...]) -> None:
-        """Count what one image gave."""
-        self.images += 1
-        roots: dict[str, set[str]] = {}
-        for record in records:
-            self.slices_by_level[record.level] += 1
-            self.buckets[record.width, record.height] += 1
-            self.caption_sources[record.caption_source] += 1
-            roots.setdefault(record.root, set()).add(record.level)
-        self.levels_per_root.update(len(levels) for levels in roots.values())
-        self.rejects.update((reject.level or "", reject.code) for reject in rejects)
+    executor: Executor | None = None
+    """Who does the work; None: this process for few images, else a process a core."""
+    device: str = "cpu"
+    threads: int | None = None
+    origin: str | None = None
+    """What names a collection, for commands that look at the pictures again."""
 
 
-def decompose(source: Path, out: Path, config: DecomposeConfig, on_image: OnImage | None = None) -> Summary:
+def decompose(
+    source: Path | Collection,
+    out: Path,
+    config: DecomposeConfig,
+    on_image: OnImage | None = None,
+    options: RunOptions | None = None,
+) -> Summary:
     """Cut every image of ``source`` and write the data set ``out``.
 
     An image that cannot be read is listed in the rejects and the run goes on. Raises :class:`DataError` where no
-    image can be read or none gives a slice, where files beside the images are malformed, and where ``out`` lies in
-    ``source`` or holds something else.
+    image gives a slice, where files about the images are malformed, and where ``out`` lies in ``source`` or holds
+    something else; other :class:`flowgrain.errors.FlowgrainError` where a model cannot be used.
     """
-    work = _Work(source, config)
+    options = options or RunOptions()
+    collection = Folder(source) if isinstance(source, Path) else source
+    _check_apart(collection.folder, out)
+    names = collection.names()
+    chunks = list(cut_into_chunks(names))
+    store = Store(out)
+    origin = str(source.resolve()) if isinstance(source, Path) else options.origin
+    if origin is not None:
+        store.remember_source(origin)
+    settings = WorkSettings(collection, config, out, options.device, options.threads)
+    run = _Run(len(names), on_image)
+    with Presence(store.state, _job_digest(collection, config, names)) as presence:
+
+        def on_chunk(chunk: Chunk, report: ChunkReport) -> None:
+            presence.release(chunk)
+            run.unchanged += report.unchanged
+            run.clock.add(report.seconds)
+            run.spent += report.spent
+
+        executor = options.executor or _choose_executor(config, len(names), options.device)
+        executor.run(settings, presence.claimed(chunks), on_chunk, run.count)
+        summary = _finish(store, [chunk.id for chunk in chunks], collection, config)
+    summary.unchanged = run.unchanged
+    summary.seconds, summary.spent = run.clock.seconds, run.spent
+    return summary
+
+
+def survey(
+    source: Path | Collection,
+    config: DecomposeConfig,
+    on_image: OnImage | None = None,
+    options: RunOptions | None = None,
+) -> Summary:
+    """The counts that :func:`decompose` would give, without writing anything. Raises the same errors.
+
+    Models behind endpoints are not asked: their levels stay empty and the summary forecasts what asking would take.
+    """
+    options = options or RunOptions()
+    collection = Folder(source) if isinstance(source, Path) else source
+    names = collection.names()
+    bench = Workbench(WorkSettings(collection, config, None, options.device, options.threads, asks=False))
+    summary = Summary(tuple(config.levels))
+    run = _Run(len(names), on_image)
+    for chunk in cut_into_chunks(names):
+        seen: dict[str, str] = {}
+        for batch in batched(chunk.names, bench.batch_size):
+            looked_at = [bench.examine(name, None, seen) for name in batch]
+            for examined, cut in zip(looked_at, bench.cut(looked_at), strict=True):
+                summary.add(cut.cuts.records, cut.cuts.rejects)
+                run.count(examined.shown_name)
+    summary.forecast = bench.forecast
+    if summary.forecast is None:
+        _require_slices(collection, summary)
+    return summary
+
+
+def _choose_executor(config: DecomposeConfig, images: int, device: str) -> Executor:
+    """Processes that would start for nothing, crowd one GPU or ask one endpoint side by side are not started."""
+    detectors = [detector for level in config.levels.values() for detector in level.detectors]
+    asking = config.captioner is not None or any(detector.asks_others for detector in detectors)
+    alone = images < _FEW_IMAGES or device != "cpu" or asking
+    return local_executor(1 if alone else len(os.sched_getaffinity(0)))
+
+
+class _Run:
+    """Progress of a run."""
+
+    def __init__(self, images: int, on_image: OnImage | None):
+        self.unchanged = 0
+        self.clock = Clock()
+        self.spent = Spending()
+        self._images, self._done, self._on_image = images, 0, on_image
+
+    def count(self, name: str) -> None:
+        self._done += 1
+        if self._on_image:
+            self._on_image(name, self._done, self._images)
+
+
+def _finish(store: Store, chunks: Sequence[str], collection: Collection, config: DecomposeConfig) -> Summary:
+    """From the records of all chunks to the manifest; a part at a time."""
+    summary = Summary(tuple(config.levels))
+    summary.removed = store.clean(chunks)
+    first: list[SliceRecord] = []
+    roots: set[str] = set()
+
+    def counted() -> Iterable:
+        for part in store.parts(chunks):
+            summary.add(part.records, part.rejects)
+            for record in part.records:
+                if record.root in roots or len(roots) < MAX_ROOTS:
+                    roots.add(record.root)
+                    first.append(record)
+            yield part
+
+    unlisted = [
+        RejectRecord(image=shown(place), code=UNLISTED, reason=printable(reason))
+        for place, reason in collection.problems()
+    ]
+    summary.rejects.update(("", reject.code) for reject in unlisted)
+    summary.fingerprint = store.write_manifest(counted(), unlisted)
+    store.write_about(
+        summary.fingerprint,
+        {
+            "source": collection.title,
+            "counts": summary.counts(),
+            "config_hash": config.digest(),
+            "config": config.model_dump(mode="json"),
+        },
+    )
+    _require_slices(collection, summary)
+    update_contact_sheet(store.folder, first)
+    return summary
+
+
+def _job_digest(collection: Collection, config: DecomposeConfig, names: Sequence[str]) -> str:
+    """What processes that share a data set must agree on: the settings and the names of the pictures."""
+    digest = hashlib.sha1(config.model_dump_json().encode())
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _check_apart(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise DataError(f"{out}: lies in the source folder, its slices would be taken for images; put it elsewhere")
-    store = Store(out)
-    summary = Summary(tuple(config.levels))
-    summary.removed = store.keep_only(work.names)
-    parts: list[Part] = []
-    for index, item in enumerate(work.items()):
-        part = store.part(item.name)
-        unchanged = part is not None and store.is_complete(part, item.key)
-        if part is None or not unchanged:
-            opened = work.cut(item)
-            part = store.write(item.name, item.key, opened.rendered(work.cutter.upscaler), opened.cuts.rejects)
-        store.claim(part)
-        parts.append(part)
-        summary.add(part.records, part.rejects)
-        summary.unchanged += unchanged
-        if on_image:
-            on_image(item.name, index + 1, len(work.names))
-    about = {"source": source.resolve().name, "counts": summary.counts(), "config_hash": config.digest()}
-    summary.fingerprint = store.finish(parts, {**about, "config": config.model_dump(mode="json")})
-    _require_slices(source, summary, [reject for part in parts for reject in part.rejects])
-    update_contact_sheet(out, [record for part in parts for record in part.records])
-    return summary
 
 
-def survey(source: Path, config: DecomposeConfig, on_image: OnImage | None = None) -> Summary:
-    """The counts that :func:`decompose` would give, without writing anything. Raises the same errors."""
-    work = _Work(source, config)
-    summary = Summary(tuple(config.levels))
-    rejects: list[RejectRecord] = []
-    for index, item in enumerate(work.items()):
-        cuts = work.cut(item).cuts
-        summary.add(cuts.records, cuts.rejects)
-        rejects += cuts.rejects
-        if on_image:
-            on_image(item.name, index + 1, len(work.names))
-    _require_slices(source, summary, rejects)
-    return summary
-
-
-@dataclass(frozen=True)
-class _Item:
-    name: str
-    sha1: str
-    fault: str
-    """Why the image cannot be used, known before it is decoded; empty if nothing is."""
-    code: str
-    key: str
-
-
-@dataclass(frozen=True)
-class _Opened:
-    cuts: Cuts
-    image: Image.Image | None
-    mask: Image.Image | None
-
-    def rendered(self, upscaler: Upscaler) -> Iterator[RenderedSlice]:
-        """The slices with their pixels and masks."""
-        if self.image is None:
-            return
-        for record in self.cuts.records:
-            mask = render(self.mask, record, upscaler) if self.mask is not None else None
-            yield RenderedSlice(record, render(self.image, record, upscaler), mask)
-
-
-class _Work:
-    """The source images in order, and how each is cut."""
-
-    def __init__(self, source: Path, config: DecomposeConfig):
-        self._source = source
-        self._config = config
-        self.names = [path.relative_to(source).as_posix() for path in list_images(source)]
-        self.cutter = Cutter(config, source)
-        # read before any work is done, so that a malformed caption stops the run at its start
-        self._beside = {name: self.cutter.inputs(name) for name in self.names}
-
-    def items(self) -> Iterator[_Item]:
-        """Images by path, with a key that changes with anything that decides their slices."""
-        seen: dict[str, str] = {}
-        digest = self._config.digest()
-        for name in self.names:
-            sha1, fault, code = "", "", ""
-            try:
-                sha1 = sha1_of(self._source / name)
-            except DataError as error:
-                fault, code = self._without_path(name, error), UNREADABLE
-            root = root_name(name, sha1)
-            if sha1 and root in seen:
-                fault, code = f"same stem and bytes as {seen[root]}", DUPLICATE_ROOT
-            seen.setdefault(root, name)
-            key = hashlib.sha1(repr((digest, self._beside[name], sha1, code)).encode()).hexdigest()
-            yield _Item(name, sha1, fault, code, key)
-
-    def cut(self, item: _Item) -> "_Opened":
-        """The slices of an image and its pixels; a reject where it cannot be used."""
-        fault, code = item.fault, item.code
-        if not fault:
-            try:
-                image = open_image(self._source / item.name, self._config.background)
-                mask = self.cutter.mask(item.name, image.size)
-            except DataError as error:
-                fault, code = self._without_path(item.name, error), UNREADABLE
-            else:
-                cuts = self.cutter.cut(image, item.name, item.sha1)
-                return _Opened(cuts if mask is None else self._inside(cuts, mask), image, mask)
-        return _Opened(Cuts((), (RejectRecord(image=item.name, code=code, reason=fault),)), None, None)
-
-    def _inside(self, cuts: Cuts, mask: Image.Image) -> Cuts:
-        """Without the slices that show nothing of the mask."""
-        shown = {r.slice_id for r in cuts.records if render(mask, r, self.cutter.upscaler).getbbox() is not None}
-        kept = (record for record in cuts.records if record.slice_id in shown)
-        return Cuts(
-            # framing may show a corner of the mask in a slice whose parent shows none
-            tuple(r if r.parent in shown else r.model_copy(update={"parent": None}) for r in kept),
-            cuts.rejects + tuple(self.cutter.outside(r) for r in cuts.records if r.slice_id not in shown),
-        )
-
-    def _without_path(self, name: str, error: DataError) -> str:
-        return str(error).removeprefix(f"{self._source / name}: ")
-
-
-def _require_slices(source: Path, summary: Summary, rejects: list[RejectRecord]) -> None:
+def _require_slices(collection: Collection, summary: Summary) -> None:
     if summary.slices:
         return
-    unreadable = [reject for reject in rejects if reject.code == UNREADABLE]
-    if len(unreadable) == summary.images:
-        first = unreadable[0]
-        raise DataError(f"{source}: none of its {summary.images} images can be read; {first.image}: {first.reason}")
-    first = next(reject for reject in rejects if reject.code != UNREADABLE)
+    where, unreadable = collection.folder, summary.rejects["", UNREADABLE]
+    if unreadable == summary.images and summary.first_unreadable is not None:
+        first = summary.first_unreadable
+        raise DataError(f"{where}: none of its {summary.images} images can be read; {first.image}: {first.reason}")
+    first = summary.first_reject
+    reason = f"; {first.image}: {first.reason}" if first is not None else ""
     raise DataError(
-        f"{source}: none of its {summary.images} images gives a slice; {first.image}: {first.reason}. "
+        f"{where}: none of its {summary.images} images gives a slice{reason}. "
         "Choose a preset or targets of a smaller resolution, or raise max_upscale and lanczos_max"
     )

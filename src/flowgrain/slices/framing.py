@@ -94,10 +94,13 @@ def cover_factor(box: Box, target: Bucket) -> float:
     return max(target[0] / (box[2] - box[0]), target[1] / (box[3] - box[1]))
 
 
-def decide(box: Box, target: Bucket, limits: Limits, upscaler_limit: float) -> Decision:
+def decide(
+    box: Box, target: Bucket, limits: Limits, upscaler_limit: float, limit_name: str = "lanczos_max"
+) -> Decision:
     """Discard, upscale, downscale or keep a box at native scale (Algorithm 1, stage 3).
 
-    ``upscaler_limit`` is the greatest factor that the upscaler gives; the lesser of it and ``max_upscale`` counts.
+    ``upscaler_limit`` is the greatest factor that the upscaler gives, ``limit_name`` what sets it; the lesser of it and
+    ``max_upscale`` counts.
     A box exactly at a limit is kept.
     """
     rho = cover_factor(box, target)
@@ -109,8 +112,8 @@ def decide(box: Box, target: Bucket, limits: Limits, upscaler_limit: float) -> D
         reason = f"{size} needs x{rho:.3f} for {_text(target)}, max_upscale {limits.max_upscale:g}"
         return Decision("discard", rho, reason, "max_upscale")
     if rho > max(upscaler_limit, 1.0):
-        reason = f"{size} needs x{rho:.3f} for {_text(target)}, lanczos_max {upscaler_limit:g}"
-        return Decision("discard", rho, reason, "lanczos_max")
+        reason = f"{size} needs x{rho:.3f} for {_text(target)}, {limit_name} {upscaler_limit:g}"
+        return Decision("discard", rho, reason, limit_name)
     if rho > 1:
         return Decision("upscale", rho, f"x{rho:.3f} to cover {_text(target)}")
     if 1 / rho > limits.max_downscale:

@@ -19,7 +19,8 @@ from flowgrain.data.cache import (
     PosteriorSource,
 )
 from flowgrain.data.dataset import DataConfig, SliceDataset, open_dataset, open_split
-from flowgrain.data.records import MANIFEST_NAME, Update
+from flowgrain.data.records import Update
+from flowgrain.data.sources import open_source
 from flowgrain.data.tuples import plan_epoch
 from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
@@ -243,7 +244,7 @@ def open_data(recipe: Recipe, pixel_multiple: int) -> tuple[SliceDataset, SliceD
     dataset, path = open_dataset(recipe.data, pixel_multiple), recipe.validation.path if recipe.validation else None
     if recipe.validation is None or path is None:
         return dataset, None
-    decomposed = (path / MANIFEST_NAME).is_file()
+    decomposed = open_source(path)[1]
     data = DataConfig(
         path=path,
         resolution=None if decomposed else recipe.data.resolution,

@@ -19,6 +19,7 @@ Status = Literal["answered", "refused", "unusable", "rejected", "unreachable", "
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 """What reasoning models of some local servers put before their answer."""
 _OBJECT = re.compile(r"\{\s*\"")
+_LIST = re.compile(r"\[\s*(\{\s*\"|\])")
 _LONGEST_ANSWER = 100_000
 
 
@@ -141,25 +142,48 @@ def read_object(text: str, required: Mapping[str, str], optional: Sequence[str] 
     return value
 
 
+def read_entries(text: str, name: str) -> list[dict[str, Any]]:
+    """The objects of the one list of an answer: ``{name: [...]}``, or the bare list that many models write.
+
+    Raises AnswerError for anything else, also for entries that are no objects.
+    """
+    values = _outermost(text, lists=True)
+    named = [value[name] for value in values if isinstance(value, dict) and name in value]
+    found = named or [value for value in values if isinstance(value, list)]
+    entries = found[0] if len(found) == 1 else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AnswerError(f'it is not one JSON object {{"{name}": [...]}} that holds a list of objects')
+    return entries
+
+
 def _objects(text: str) -> list[dict[str, Any]]:
     """The outermost JSON objects in a text; raises AnswerError for a broken one, a key twice or a number like NaN."""
+    return [value for value in _outermost(text, lists=False) if isinstance(value, dict)]
+
+
+def _outermost(text: str, lists: bool) -> list[Any]:
+    """The outermost JSON objects, and with ``lists`` also lists that are empty or begin with an object."""
     if len(text) > _LONGEST_ANSWER:
         raise AnswerError(f"it is longer than {_LONGEST_ANSWER} characters")
     decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
     found = []
-    start = text.find("{")
-    while start >= 0:
+    opening = re.compile(r"[{\[]" if lists else r"\{")
+    begun = opening.search(text)
+    while begun:
+        start = begun.start()
         try:
+            if text[start] == "[" and not _LIST.match(text, start):
+                raise json.JSONDecodeError("no list of objects", text, start)
             value, end = decoder.raw_decode(text, start)
         except RecursionError:
             raise AnswerError("its JSON object is nested too deeply") from None
         except json.JSONDecodeError as error:
-            if _OBJECT.match(text, start):  # what stands within it could be taken for the answer
+            if _OBJECT.match(text, start) or _LIST.match(text, start):  # what is in it could be taken for the answer
                 raise AnswerError(f"its JSON object is broken ({error.msg} at character {error.pos})") from None
             end = start + 1  # a brace of the prose
         else:
             found.append(value)
-        start = text.find("{", end)
+        begun = opening.search(text, end)
     return found
 
 

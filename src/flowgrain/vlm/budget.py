@@ -1,6 +1,7 @@
 """What has been spent and what the next request could cost: no request is sent that could exceed the cap."""
 
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from flowgrain.vlm.config import BudgetConfig
@@ -41,6 +42,49 @@ class Account:
         self.cost += cost
 
 
+class Ledger(ABC):
+    """Where it is written down what has been spent and what is set aside for requests in flight."""
+
+    @abstractmethod
+    def taken(self) -> tuple[float, float]:
+        """(spent, set aside), of all who share the ledger."""
+
+    @abstractmethod
+    def set_aside(self, most: float, cap: float) -> bool:
+        """Set ``most`` aside where everything taken stays within ``cap``; whether that was so."""
+
+    @abstractmethod
+    def settle(self, reserved: float, cost: float) -> None:
+        """Replace what was set aside by what was spent."""
+
+
+class MemoryLedger(Ledger):
+    """The ledger of one process."""
+
+    def __init__(self, spent: float = 0.0):
+        self._lock = threading.Lock()
+        self._spent = spent
+        self._reserved = 0.0
+
+    def taken(self) -> tuple[float, float]:
+        """See :class:`Ledger`."""
+        with self._lock:
+            return self._spent, self._reserved
+
+    def set_aside(self, most: float, cap: float) -> bool:
+        """See :class:`Ledger`."""
+        with self._lock:
+            fits = self._spent + self._reserved + most <= cap
+            self._reserved += most if fits else 0.0
+            return fits
+
+    def settle(self, reserved: float, cost: float) -> None:
+        """See :class:`Ledger`."""
+        with self._lock:
+            self._reserved -= reserved
+            self._spent += cost
+
+
 class Budget:
     """The purse that all workers share.
 
@@ -49,11 +93,11 @@ class Budget:
     first request of all can miss the cap; later ones can do so only where the ratio grows.
     """
 
-    def __init__(self, config: BudgetConfig, spent: float = 0.0):
+    def __init__(self, config: BudgetConfig, spent: float = 0.0, ledger: Ledger | None = None):
+        """``ledger``: one that is shared with others; without it, a new one that starts at ``spent``."""
         self._config = config
+        self._ledger = ledger or MemoryLedger(spent)
         self._lock = threading.Lock()
-        self._spent = spent
-        self._reserved = 0.0
         self._largest_ratio = 0.0
         self._estimated_in = self._measured_in = self._measured_out = self._measured = 0
 
@@ -70,8 +114,7 @@ class Budget:
     @property
     def spent(self) -> float:
         """Cost so far, earlier sessions included."""
-        with self._lock:
-            return self._spent
+        return self._ledger.taken()[0]
 
     @property
     def measured(self) -> bool:
@@ -92,27 +135,27 @@ class Budget:
 
     def reserve(self, estimated_in: int, most_out: int) -> float:
         """Set aside the most that a request can cost, and return it; raises OutOfBudget where that exceeds the cap."""
-        with self._lock:
-            most = self._most(estimated_in, most_out)
-            cap = self._config.max_cost
-            if cap is not None and self._spent + self._reserved + most > cap:
-                raise OutOfBudget(f"the next request could cost {most:.4g}, {cap - self._spent:.4g} of {cap:g} is left")
-            self._reserved += most
-            return most
+        most, cap = self.most(estimated_in, most_out), self._config.max_cost
+        if cap is not None and not self._ledger.set_aside(most, cap):
+            left = cap - self.spent
+            raise OutOfBudget(f"the next request could cost {most:.4g}, {left:.4g} of {cap:g} is left")
+        return most
 
     def affords(self, estimated_in: int, most_out: int) -> bool:
         """Whether :meth:`reserve` would grant a request now."""
-        with self._lock:
-            cap = self._config.max_cost
-            return cap is None or self._spent + self._reserved + self._most(estimated_in, most_out) <= cap
+        cap = self._config.max_cost
+        return cap is None or sum(self._ledger.taken()) + self.most(estimated_in, most_out) <= cap
 
     def settle(self, reserved: float, usage: Usage | None) -> float:
         """Replace what was reserved by what the request used (nothing, if None), and return its cost."""
+        cost = 0.0 if usage is None else self._cost(usage.tokens_in, usage.tokens_out)
+        self._ledger.settle(reserved if self.capped else 0.0, cost)
+        return cost
+
+    def most(self, estimated_in: int, most_out: int) -> float:
+        """The most that a request can cost, as far as its input can be foreseen."""
         with self._lock:
-            self._reserved -= reserved
-            cost = 0.0 if usage is None else self._cost(usage.tokens_in, usage.tokens_out)
-            self._spent += cost
-            return cost
+            return self._cost(estimated_in * (self._largest_ratio or 1.0), most_out)
 
     def expected_usage(self, estimated_in: int, requests: int = 1) -> Usage:
         """What requests of ``estimated_in`` tokens together will use: by the rule, scaled by what was measured."""
@@ -125,9 +168,6 @@ class Budget:
         """Cost of :meth:`expected_usage`; 0 without prices."""
         usage = self.expected_usage(estimated_in, requests)
         return self._cost(usage.tokens_in, usage.tokens_out)
-
-    def _most(self, estimated_in: int, most_out: int) -> float:
-        return self._cost(estimated_in * (self._largest_ratio or 1.0), most_out)
 
     def _cost(self, tokens_in: float | int, tokens_out: float | int) -> float:
         return (tokens_in * (self._config.price_in or 0.0) + tokens_out * (self._config.price_out or 0.0)) / 1e6

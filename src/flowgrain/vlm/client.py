@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -88,8 +89,13 @@ class ChatClient:
         )
         self._lock = threading.Lock()
         self._not_before = 0.0
-        self._served = False
+        self._served = self._reached = False
         self._takes_schema = {"auto": None, "always": True, "never": False}[config.structured]
+
+    @property
+    def reached(self) -> bool:
+        """Whether this client has ever had a connection to the endpoint."""
+        return self._reached
 
     def close(self) -> None:
         """Close the connections."""
@@ -144,7 +150,7 @@ class ChatClient:
             usage = None
             try:
                 completion = self._post(body)
-                self._served = True
+                self._served = self._reached = True
                 usage = _usage(completion, estimated_in)
                 self.budget.observe(estimated_in, usage)
                 return completion
@@ -175,8 +181,10 @@ class ChatClient:
         try:
             trouble = diagnose(error, self.config, self._key_name, self._served)
         except (EndpointError, Rejected) as known:
+            self._reached = True
             raise type(known)(self.redact(str(known))) from None
-        return Trouble(self.redact(trouble.reason), trouble.may_be_billed, trouble.retry_after)
+        self._reached |= trouble.reached
+        return replace(trouble, reason=self.redact(trouble.reason))
 
     def _back_off(self, attempt: int, trouble: Trouble) -> None:
         """Wait exponentially longer with jitter; a Retry-After holds every worker of the session."""

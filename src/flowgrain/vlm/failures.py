@@ -2,6 +2,7 @@
 
 import email.utils
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from flowgrain.vlm.config import EndpointConfig
 
 class EndpointError(FlowgrainError):
     """The endpoint cannot be used as it is: wrong key, unknown model, no credit, or nothing but failures."""
+
+
+class BudgetError(FlowgrainError):
+    """Asking stopped at a limit that the user has set; what was answered is kept."""
 
 
 class Unreachable(Exception):
@@ -37,6 +42,8 @@ class Trouble:
     """Whether the endpoint may have worked on the request before it was lost."""
     retry_after: float | None = None
     """Seconds that the endpoint asks to wait."""
+    reached: bool = True
+    """Whether there was a connection at all."""
 
 
 class BadBody(Exception):
@@ -60,13 +67,17 @@ def diagnose(error: Exception, endpoint: EndpointConfig, key_name: str | None, s
     """
     openai = require_openai()
     if isinstance(error, openai.APITimeoutError):
-        return Trouble("timeout", may_be_billed=type(error.__cause__).__name__ != "ConnectTimeout")
+        reached = type(error.__cause__).__name__ != "ConnectTimeout"
+        return Trouble("timeout", may_be_billed=reached, reached=reached)
     if isinstance(error, openai.APIStatusError):
         return _diagnose_status(error, endpoint, key_name, served)
     if isinstance(error, openai.APIConnectionError):
         # the http library's class, by name: which library it is depends on openai's version
         cause = type(error.__cause__).__name__
-        return Trouble(f"connection lost ({cause})", may_be_billed=cause != "ConnectError")
+        if not served and (fault := _unknown_host(error)) is not None:
+            raise EndpointError(f"{endpoint.base_url}: its host cannot be found ({fault}); check the address")
+        reached = cause != "ConnectError"
+        return Trouble(f"connection lost ({cause})", may_be_billed=reached, reached=reached)
     if isinstance(error, BadBody | openai.APIError | ValueError):
         return Trouble(f"malformed reply ({_one_line(str(error))})", may_be_billed=True)
     raise error
@@ -103,6 +114,18 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _unknown_host(error: BaseException) -> str | None:
+    """What the resolver says where it was the host's name that failed, None for any other fault of a connection."""
+    cause: BaseException | None = error
+    for _ in range(8):  # the http library wraps the resolver's error several times
+        if cause is None:
+            return None
+        if isinstance(cause, socket.gaierror):
+            return _one_line(cause.strerror or str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _one_line(text: str) -> str:

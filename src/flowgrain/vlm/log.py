@@ -6,7 +6,8 @@ A question that was being asked when the process was killed is asked again, once
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,12 +74,53 @@ class Past:
     """Cost of everything in the log; of questions cut short by a kill, what they were expected to cost."""
 
 
+class QuestionLog(ABC):
+    """Hears of every question before it is asked and after it is answered, from any number of threads."""
+
+    @property
+    @abstractmethod
+    def killed(self) -> Collection[str]:
+        """Keys of questions that were being asked when an earlier process died."""
+
+    @abstractmethod
+    def asking(self, query: Query, expected_cost: float) -> None:
+        """Note a question before it is asked."""
+
+    @abstractmethod
+    def answered(self, query: Query, reply: Reply) -> Answer:
+        """Note what became of a question."""
+
+
 def read_past(path: Path) -> Past:
     """Read a log without opening it for writing; a torn last line is left out. Raises DataError for a bad line."""
     return _past(_entries(path, _whole_lines(path)[0]))
 
 
-class AnswerLog:
+def make_answer(query: Query, reply: Reply) -> Answer:
+    """What is kept of a question and what became of it."""
+    account = reply.account
+    return Answer(
+        key=query.key,
+        time=_now(),
+        status=reply.status,
+        answer=reply.answer,
+        problem=reply.problem,
+        raw=tuple(reply.raw),
+        about=dict(query.about),
+        request=reply.request,
+        served_model=reply.served_model,
+        requests=account.requests,
+        troubles=tuple(account.troubles),
+        estimated_in=query.estimated_in,
+        tokens_in=account.tokens_in,
+        tokens_out=account.tokens_out,
+        tokens_estimated=account.estimated,
+        cost=account.cost,
+        seconds=round(reply.seconds, 3),
+    )
+
+
+class AnswerLog(QuestionLog):
     """Appends whole lines, synced one by one; the torn last line of a killed process is cut off on opening.
 
     One process at a time (:mod:`flowgrain.locks`), any number of threads. Raises DataError for a bad line and for
@@ -96,32 +138,18 @@ class AnswerLog:
         self._file = path.open("ab", buffering=0)
         self._file.truncate(size)
 
+    @property
+    def killed(self) -> Collection[str]:
+        """See :class:`QuestionLog`."""
+        return self.past.killed
+
     def asking(self, query: Query, expected_cost: float) -> None:
-        """Note a question before it is asked."""
+        """See :class:`QuestionLog`."""
         self._append(Asking(key=query.key, time=_now(), expected_cost=expected_cost))
 
     def answered(self, query: Query, reply: Reply) -> Answer:
-        """Note what became of a question."""
-        account = reply.account
-        answer = Answer(
-            key=query.key,
-            time=_now(),
-            status=reply.status,
-            answer=reply.answer,
-            problem=reply.problem,
-            raw=tuple(reply.raw),
-            about=dict(query.about),
-            request=reply.request,
-            served_model=reply.served_model,
-            requests=account.requests,
-            troubles=tuple(account.troubles),
-            estimated_in=query.estimated_in,
-            tokens_in=account.tokens_in,
-            tokens_out=account.tokens_out,
-            tokens_estimated=account.estimated,
-            cost=account.cost,
-            seconds=round(reply.seconds, 3),
-        )
+        """See :class:`QuestionLog`."""
+        answer = make_answer(query, reply)
         self._append(answer)
         return answer
 

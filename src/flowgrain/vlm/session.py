@@ -12,7 +12,7 @@ from flowgrain.vlm.budget import Budget, Usage
 from flowgrain.vlm.client import ChatClient
 from flowgrain.vlm.config import AskingConfig, BudgetConfig, EndpointConfig
 from flowgrain.vlm.failures import EndpointError
-from flowgrain.vlm.log import Answer, AnswerLog, Past
+from flowgrain.vlm.log import Answer, Past, QuestionLog
 
 _POLL = 0.1
 """Seconds between looks at whether to stop."""
@@ -55,7 +55,7 @@ def make_budget(config: BudgetConfig, past: Past, queries: Sequence[Query]) -> B
 
 def ask_all(
     queries: Sequence[Query],
-    log: AnswerLog,
+    log: QuestionLog,
     budget: Budget,
     endpoint: EndpointConfig,
     asking: AskingConfig,
@@ -68,31 +68,38 @@ def ask_all(
     EndpointError where the endpoint cannot be used, or ``give_up_after`` questions in a row got no usable answer:
     after everything in flight is in the log.
     """
-    cancel = threading.Event()
-    client = ChatClient(endpoint, budget, cancel)
-    session = _Session(client, log, budget, asking, cancel)
+    session = Session(log, budget, endpoint, asking)
     try:
         return session.run(queries, should_stop, on_answer)
     finally:
-        client.close()
+        session.close()
 
 
-class _Session:
-    """The main thread's side: it hands out questions and takes answers; workers ask and log."""
+class Session:
+    """A connection to an endpoint over any number of runs; failures in a row and questions are counted over all.
 
-    def __init__(
-        self, client: ChatClient, log: AnswerLog, budget: Budget, asking: AskingConfig, cancel: threading.Event
-    ):
-        self._client, self._log, self._budget, self._asking = client, log, budget, asking
-        self._cancel = cancel
-        self._killed = set(log.past.killed)
+    One thread runs it: it hands out questions and takes answers; workers ask and log.
+    """
+
+    def __init__(self, log: QuestionLog, budget: Budget, endpoint: EndpointConfig, asking: AskingConfig):
+        """Raises ConfigError for a missing key, MissingExtraError without the client."""
+        self._log, self._budget, self._asking = log, budget, asking
+        self._cancel = threading.Event()
+        self._client = ChatClient(endpoint, budget, self._cancel)
         self._result = SessionResult()
-        self._failures = 0
+        self._asked = self._failures = 0
         self._error: Exception | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def run(
         self, queries: Sequence[Query], should_stop: Callable[[], bool], on_answer: Callable[[Answer], None]
     ) -> SessionResult:
+        """See :func:`ask_all`."""
+        self._cancel.clear()
+        self._result, self._error = SessionResult(), None
         waiting = deque(queries)
         running: dict[Future[Answer], Query] = {}
         with ThreadPoolExecutor(self._asking.concurrency, thread_name_prefix="asking") as workers:
@@ -121,7 +128,7 @@ class _Session:
         alone = self._budget.capped and not self._budget.measured
         if running >= (1 if alone else self._asking.concurrency):
             return False
-        if self._asking.max_questions is not None and self._result.asked + running >= self._asking.max_questions:
+        if self._asking.max_questions is not None and self._asked + running >= self._asking.max_questions:
             if not running:
                 self._stop("max-questions")
             return False
@@ -152,8 +159,9 @@ class _Session:
         if answer.status == "stopped" and not answer.requests:
             waiting.appendleft(query)  # asked to stop, or another question took the last of the budget first
             return
+        self._asked += 1
         self._result.asked += 1
-        self._result.asked_again += query.key in self._killed
+        self._result.asked_again += query.key in self._log.killed
         self._result.statuses[answer.status] += 1
         if answer.status == "stopped" and not self._cancel.is_set():
             self._stop("max-cost")  # there was no money for a repair or another attempt
@@ -164,6 +172,11 @@ class _Session:
         if answer.status == "stopped":
             return
         self._failures = 0 if answer.status == "answered" else self._failures + 1
+        if answer.status == "unreachable" and not self._client.reached:
+            self._error = self._error or EndpointError(
+                f"{self._client.config.base_url} cannot be reached: {answer.problem}; check the address and the server"
+            )
+            self._stop("interrupted")
         if self._failures >= self._asking.give_up_after:
             self._error = self._error or EndpointError(
                 f"{self._failures} questions in a row got no usable answer, the last because: {answer.problem}; all "

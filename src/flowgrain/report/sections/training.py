@@ -10,7 +10,7 @@ from flowgrain.flow.weightings import Weighting
 from flowgrain.granularity import GRANULARITIES, Granularity, granularity_index
 from flowgrain.report.arms import Arm
 from flowgrain.report.canvas import Style
-from flowgrain.report.figures import Curve, density_figure, loss_figure, weight_figure
+from flowgrain.report.figures import Curve, loss_figure, modulation_figure
 from flowgrain.report.page import Figure, FigureRow, Section, Table
 from flowgrain.report.run_log import RunLog
 from flowgrain.report.wording import NONE, number
@@ -105,7 +105,7 @@ def weight_section(weights: LossWeights) -> Section:
                 "Weight of the loss.",
                 "Weights fall where little noise is left, for macro slices first: fine texture is learned from "
                 "close-ups more than from whole pictures.",
-                (Figure(weight_figure("All levels", neutral, curves), caption),),
+                (Figure(modulation_figure("All levels", neutral, curves, "weight of the squared error"), caption),),
             ),
             Table(
                 "Mean weight.",
@@ -142,7 +142,10 @@ def _densities(laws: TimeLaws) -> FigureRow:
         "Where a curve is high, training spends its time: a curve moved to the right sees noisier pictures, where "
         "layout is decided; one moved to the left sees cleaner ones, where texture is.",
         tuple(
-            Figure(density_figure(title, neutral, modulated), f"Density of the noise level: {title}.")
+            Figure(
+                modulation_figure(title, neutral, modulated, "probability density", filled=True),
+                f"Density of the noise level: {title}.",
+            )
             for title, neutral, modulated in panels
         ),
     )

@@ -1,19 +1,21 @@
 """Boxes that were drawn or detected elsewhere: a sidecar JSON an image, one COCO file, or YOLO text files.
 
-All paths are relative to the source folder. Boxes refer to the upright image, in pixels (YOLO: fractions of it).
+Paths of COCO files and YOLO folders are relative to the source folder. Boxes refer to the upright image, in pixels
+(YOLO: fractions of it).
 """
 
 import json
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from flowgrain.config import Config
+from flowgrain.data.collections import Item
 from flowgrain.data.records import Box
 from flowgrain.errors import DataError
-from flowgrain.slices.detectors.base import Detection, Detector, View
+from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
 
 SIDECAR_SUFFIX = ".boxes.json"
 
@@ -21,9 +23,10 @@ Score = Annotated[float, Field(ge=0, le=1)]
 EntryT = TypeVar("EntryT", bound=Config)
 
 
-class BoxesConfig(Config):
+class BoxesConfig(DetectorConfig):
     """Where boxes are and which of them belong to the level."""
 
+    short_key: ClassVar[str | None] = "path"
     kind: Literal["boxes"] = "boxes"
     format: Literal["sidecar", "coco", "yolo"] = Field(
         default="sidecar",
@@ -50,6 +53,15 @@ class BoxesConfig(Config):
         if self.format != "yolo" and self.class_names is not None:
             raise ValueError("class_names is read with format yolo alone")
         return self
+
+    def build(self, context: DetectorContext) -> Detector:
+        """See :class:`DetectorConfig`. Raises :class:`DataError` for files that are missing or malformed."""
+        labels = frozenset(self.labels if self.labels is not None else [context.level])
+        if self.format == "coco":
+            return CocoDetector(context.folder / self.path, labels)
+        if self.format == "yolo":
+            return YoloDetector(context.folder / self.path, self.class_names, labels)
+        return SidecarDetector(labels)
 
 
 class _Entry(Config):
@@ -89,34 +101,29 @@ class SidecarDetector(Detector):
 
     kind = "boxes"
 
-    def __init__(self, source: Path, labels: frozenset[str]):
-        self._source = source
+    def __init__(self, labels: frozenset[str]):
         self._labels = labels
 
     def detect(self, view: View) -> list[Detection]:
         """See :class:`Detector`; an image without a sidecar has no boxes."""
-        path = self._path(view.name)
-        if not path.exists():
+        data, place = view.item.beside(SIDECAR_SUFFIX), view.item.place(SIDECAR_SUFFIX)
+        if data is None:
             return []
-        entries = _read_json(path)
+        entries = _parsed(place, data)
         if not isinstance(entries, list):
-            raise DataError(f"{path}: expected a list of boxes, got {_kind(entries)}")
+            raise DataError(f"{place}: expected a list of boxes, got {_kind(entries)}")
         found = []
         for index, raw in enumerate(entries):
-            where = f"{path}: entry {index}"
+            where = f"{place}: entry {index}"
             entry = _validated(_Entry, raw, where)
             box = _checked(entry.box, view, where)
             if entry.label in self._labels:
                 found.append(Detection(box, entry.label, entry.score, entry.caption))
         return found
 
-    def inputs(self, name: str) -> bytes:
+    def inputs(self, item: Item) -> bytes:
         """The sidecar's bytes."""
-        return _bytes_or_nothing(self._path(name))
-
-    def _path(self, name: str) -> Path:
-        source = self._source / name
-        return source.with_name(source.stem + SIDECAR_SUFFIX)
+        return item.beside(SIDECAR_SUFFIX) or b""
 
 
 class CocoDetector(Detector):
@@ -162,9 +169,9 @@ class CocoDetector(Detector):
             found.append(Detection(box, label, entry.score))
         return found
 
-    def inputs(self, name: str) -> bytes:
+    def inputs(self, item: Item) -> bytes:
         """The image's entry and its annotations."""
-        image = self._image(name)
+        image = self._image(item.name)
         return repr((image, self._boxes[image.id])).encode() if image else b""
 
     def _image(self, name: str) -> _CocoImage | None:
@@ -201,9 +208,9 @@ class YoloDetector(Detector):
                 found.append(Detection(_checked(corners, view, f"{path}:{number}"), label, score))
         return found
 
-    def inputs(self, name: str) -> bytes:
+    def inputs(self, item: Item) -> bytes:
         """The label file's bytes and the class names."""
-        return repr(self._names).encode() + _bytes_or_nothing(self._path(name))
+        return repr(self._names).encode() + _bytes_or_nothing(self._path(item.name))
 
     def _path(self, name: str) -> Path:
         return (self._folder / name).with_suffix(".txt")
@@ -223,16 +230,6 @@ class YoloDetector(Detector):
         return self._names[index], (x, y, w, h), rest[0] if rest else 1.0
 
 
-def build_boxes(config: BoxesConfig, source: Path, level: str) -> Detector:
-    """The detector of a format. Raises :class:`DataError` for files that are missing or malformed."""
-    labels = frozenset(config.labels if config.labels is not None else [level])
-    if config.format == "coco":
-        return CocoDetector(source / config.path, labels)
-    if config.format == "yolo":
-        return YoloDetector(source / config.path, config.class_names, labels)
-    return SidecarDetector(source, labels)
-
-
 def _checked(box: Box, view: View, where: str) -> Box:
     """The box; raises :class:`DataError` where it is empty or lies wholly outside the image."""
     width, height = view.image.size
@@ -246,14 +243,20 @@ def _checked(box: Box, view: View, where: str) -> Box:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_decoded(path, path.read_bytes()))
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return _parsed(path, data)
+
+
+def _parsed(path: Path | str, data: bytes) -> Any:
+    try:
+        return json.loads(_decoded(path, data))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
 
 
-def _decoded(path: Path, data: bytes) -> str:
+def _decoded(path: Path | str, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

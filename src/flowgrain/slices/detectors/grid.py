@@ -5,9 +5,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from flowgrain.config import Config
 from flowgrain.data.records import Box
-from flowgrain.slices.detectors.base import Detection, Detector, View
+from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
 
 _NAMES = {1: ("",), 2: ("first", "last"), 3: ("first", "middle", "last")}
 _ACROSS = {"first": "left", "middle": "center", "last": "right", "": ""}
@@ -15,13 +14,17 @@ _DOWN = {"first": "top", "middle": "middle", "last": "bottom", "": ""}
 _HALF_RANGE = 127.5
 
 
-class GridConfig(Config):
+class GridConfig(DetectorConfig):
     """Cells of equal size; the score of a cell is its contrast, so the busiest cells come first."""
 
     kind: Literal["grid"] = "grid"
     columns: int = Field(default=2, ge=1, le=32, description="cells across")
     rows: int = Field(default=2, ge=1, le=32, description="cells down")
     overlap: float = Field(default=0.2, ge=0, lt=1, description="share of a cell's side that its neighbour covers too")
+
+    def build(self, context: DetectorContext) -> "GridDetector":
+        """See :class:`DetectorConfig`."""
+        return GridDetector(self)
 
 
 class GridDetector(Detector):

@@ -6,7 +6,7 @@ sum (integral image). The map is quantised to whole numbers first, hence sums ar
 position, not by rounding.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -14,8 +14,7 @@ from PIL import Image
 from pydantic import Field
 from scipy import ndimage
 
-from flowgrain.config import Config
-from flowgrain.slices.detectors.base import Detection, Detector, View
+from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
 
 _WORKING_SIDE = 192
 """Longer side, in pixels, at which the map is computed and windows are searched."""
@@ -26,15 +25,20 @@ _FLAT = 1.5
 """Local standard deviation, in grey levels of 255, below which ground counts as flat (compression noise)."""
 
 
-class SaliencyConfig(Config):
+class SaliencyConfig(DetectorConfig):
     """Windows of one size, a fraction of the region's sides."""
 
+    short_key: ClassVar[str | None] = "fraction"
     kind: Literal["saliency"] = "saliency"
     fraction: float = Field(default=0.6, gt=0, lt=1, description="window side as a fraction of the region's side")
     max_overlap: float = Field(default=0.3, ge=0, lt=1, description="greatest IoU of two windows of one image")
     centering: float = Field(
         default=0.2, ge=0, le=1, description="preference for windows near the centre of mass of the saliency, 0 = none"
     )
+
+    def build(self, context: DetectorContext) -> "SaliencyDetector":
+        """See :class:`DetectorConfig`."""
+        return SaliencyDetector(self, context.max_instances)
 
 
 class SaliencyDetector(Detector):

@@ -1,0 +1,290 @@
+"""Chunks on a Ray cluster: the same steps as here, spread by Ray Data over its machines.
+
+Three stages stream into one another: tasks on CPUs examine and decode, actors that hold the detectors find the boxes
+(and ask for captions), tasks on CPUs crop, encode and write. What travels is a batch: the images of one chunk that
+detectors look at together, the same batches as on a single machine, so that the same boxes come out. The driver writes
+the record of a chunk when all of its batches are back. Every machine needs the pictures and the folder of the data set
+under the same path.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from flowgrain.clock import Clock
+from flowgrain.data.records import SliceRecord
+from flowgrain.errors import FlowgrainError, MissingExtraError
+from flowgrain.slices.chunk_work import ChunkReport, ChunkWork, write_image
+from flowgrain.slices.chunks import Chunk
+from flowgrain.slices.executors.base import Executor, OnChunk, OnImage
+from flowgrain.slices.outputs import FolderOutput, Output, ShardOutput
+from flowgrain.slices.pieces import Cut, Fault, Looked, Picture, WorkSettings
+from flowgrain.slices.store import Part, Store
+from flowgrain.slices.work import Workbench
+from flowgrain.vlm.asker import Spending
+
+_COLUMN = "pickled"
+_Row = Mapping[str, Any]
+
+
+@dataclass
+class _Batch:
+    """Images of a chunk on their way through the stages; each stage adds what it knows."""
+
+    chunk: Chunk
+    number: int
+    looked: list[Looked] = field(default_factory=list)
+    pictures: list[Picture | Fault] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+    """By the image's own name: those kept come with the first batch."""
+    kept: int = 0
+    last: bool = True
+    unchanged: bool = False
+    slices: list[tuple[SliceRecord, bytes, bytes | None]] = field(default_factory=list)
+    """Encoded slices of a data set of shards, which the driver writes: a shard is one file."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    spent: Spending = field(default_factory=Spending)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error that ends the run, raised by the driver and not by Ray."""
+
+    error: FlowgrainError
+
+
+class RayExecutor(Executor):
+    """A Ray cluster: the one of RAY_ADDRESS, or one of ``workers`` CPUs on this machine that ends with the run."""
+
+    def __init__(self, workers: int | None):
+        """Raises :class:`MissingExtraError` where Ray is not installed."""
+        self._workers = workers
+        _require_ray()
+
+    def run(self, settings: WorkSettings, chunks: Iterable[Chunk], on_chunk: OnChunk, on_image: OnImage) -> None:
+        """See :class:`Executor`. All chunks are claimed at once: one driver works on a data set."""
+        import ray
+
+        started_here = not ray.is_initialized()
+        if started_here:
+            _start(self._workers)
+        try:
+            _collect(settings, _stream(settings, list(chunks)), on_chunk, on_image)
+        finally:
+            if started_here:
+                ray.shutdown()
+
+
+def _require_ray() -> None:
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("ray", "ray", "--executor ray") from None
+
+
+def _start(workers: int | None) -> None:
+    """Join the cluster of RAY_ADDRESS or start one here."""
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        # actors keep half a CPU each, the tasks need another
+        options |= {"num_cpus": max(workers or len(os.sched_getaffinity(0)), 2), "include_dashboard": False}
+    ray.init(**options)
+
+
+def _stream(settings: WorkSettings, chunks: list[Chunk]) -> Iterator[_Batch]:
+    """The batches of all chunks in their order, through the three stages."""
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    cluster = ray.cluster_resources()
+    gpu = settings.device != "cpu"
+    actors = int(cluster.get("GPU", 0)) if gpu else int(cluster.get("CPU", 2)) // 4
+    # asking for other resources than the tasks do keeps Ray from putting both in one process
+    share = {"num_gpus": 1} if gpu else {"num_cpus": 0.5}
+    light, chosen = replace(settings, device="cpu", threads=1), replace(settings, threads=1)
+    sent = [{_COLUMN: pickle.dumps(chunk)} for chunk in chunks]
+    dataset: Any = ray.data.from_items(sent, override_num_blocks=len(sent))
+    dataset = dataset.map_batches(_look, batch_size=1, fn_kwargs={"settings": light}, num_cpus=1)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(actors, 1))
+    dataset = dataset.map_batches(
+        _Finder, batch_size=1, fn_constructor_kwargs={"settings": chosen}, compute=pool, **share
+    )
+    dataset = dataset.map_batches(_write, batch_size=1, fn_kwargs={"settings": light}, num_cpus=1)
+    for row in dataset.iter_rows():
+        sent_back = pickle.loads(row[_COLUMN])
+        if isinstance(sent_back, _Failure):
+            raise sent_back.error
+        yield sent_back
+
+
+def _collect(settings: WorkSettings, batches: Iterator[_Batch], on_chunk: OnChunk, on_image: OnImage) -> None:
+    """On the driver: write the record of each chunk when its last batch is back. Batches come in order."""
+    bench, store = _light_bench(settings), _store(settings)
+    output: Output | None = None
+    parts: dict[str, Part] = {}
+    sizes: dict[str, int] = {}
+    clock, kept, spent = Clock(), 0, Spending()
+    for batch in batches:
+        chunk = batch.chunk
+        if not batch.unchanged:
+            parts |= batch.parts
+            sizes |= batch.sizes
+            kept += batch.kept
+            clock.add(batch.seconds)
+            spent += batch.spent
+            if settings.config.layout == "webdataset":
+                output = output or ShardOutput(store, store.journal(chunk.id), chunk.index)
+                parts |= _shelve(batch, output)
+            for looked in batch.looked:
+                on_image(looked.name)
+            if not batch.last:
+                continue
+            if output is not None:
+                sizes |= output.close()
+            ChunkWork(bench, store, chunk).commit(parts, sizes)
+        report = ChunkReport(len(chunk.names), len(chunk.names) if batch.unchanged else kept, clock.seconds, spent)
+        output, parts, sizes, clock, kept, spent = None, {}, {}, Clock(), 0, Spending()
+        on_chunk(chunk, report)
+
+
+def _shelve(batch: _Batch, output: Output) -> dict[str, Part]:
+    """Put the encoded slices of a batch in the chunk's shard; the parts as they are then."""
+    placed: dict[str, SliceRecord] = {}
+    where: dict[str, tuple[str, ...]] = {}
+    for record, picture, mask in batch.slices:
+        placed[record.slice_id], where[record.slice_id] = output.add(record, picture, mask)
+    parts: dict[str, Part] = {}
+    for looked in batch.looked:
+        part = batch.parts[looked.name]
+        records = tuple(placed[record.slice_id] for record in part.records)
+        output.end_image(records)
+        files = {file: 0 for record in records for file in where[record.slice_id]}
+        parts[looked.name] = part.model_copy(update={"records": records, "files": files})
+    return parts
+
+
+@cache
+def _bench(pickled: bytes) -> Workbench:
+    return Workbench(pickle.loads(pickled))
+
+
+def _light_bench(settings: WorkSettings) -> Workbench:
+    """A bench of this process that never loads a detector's weights, made once a process."""
+    return _bench(pickle.dumps(settings))
+
+
+def _store(settings: WorkSettings) -> Store:
+    if settings.out is None:
+        raise ValueError("chunks are written: settings.out is needed")
+    return Store(settings.out)
+
+
+def _look(row: _Row, settings: WorkSettings) -> Iterator[dict[str, np.ndarray]]:
+    """On a CPU: what has to be done of a chunk, and its images decoded."""
+    chunk: Chunk = pickle.loads(row[_COLUMN][0])
+    try:
+        bench, store = _light_bench(settings), _store(settings)
+        work = ChunkWork(bench, store, chunk)
+        kept = work.unchanged()
+        if kept is None:
+            yield _sent(_Batch(chunk, 0, unchanged=True))
+            return
+        store.begin(chunk.id)
+        batches = list(work.batches(kept))
+        for number, examined in enumerate(batches or [[]]):
+            clock = Clock()
+            bench.clock = clock
+            batch = _Batch(chunk, number, [each.looked() for each in examined], last=number == len(batches) - 1)
+            batch.pictures = [bench.open(each) for each in examined]
+            if number == 0:
+                batch.parts, batch.kept = dict(kept), len(kept)
+            batch.seconds = clock.seconds
+            yield _sent(batch)
+    except FlowgrainError as error:
+        yield _sent(_Failure(error))
+
+
+class _Finder:
+    """On an actor: the detectors of the configuration, loaded once."""
+
+    def __init__(self, settings: WorkSettings):
+        self._settings = settings
+        self._bench: Workbench | None = None
+
+    def __call__(self, row: _Row) -> dict[str, np.ndarray]:
+        """Add the boxes of a batch."""
+        batch = pickle.loads(row[_COLUMN][0])
+        if isinstance(batch, _Failure) or batch.unchanged:
+            return _sent(batch)
+        try:
+            bench = self._bench = self._bench or Workbench(self._settings)
+            bench.clock = Clock()
+            spent = bench.spending
+            batch.cuts = bench.cut_opened([bench.recall(each) for each in batch.looked], batch.pictures)
+            batch.pictures, batch.spent = [], bench.spending - spent
+            batch.seconds |= bench.clock.seconds
+        except FlowgrainError as error:
+            return _sent(_Failure(error))
+        return _sent(batch)
+
+
+def _write(row: _Row, settings: WorkSettings) -> dict[str, np.ndarray]:
+    """On a CPU: cut, encode and write a batch."""
+    batch = pickle.loads(row[_COLUMN][0])
+    if isinstance(batch, _Failure) or batch.unchanged:
+        return _sent(batch)
+    try:
+        bench, store = _light_bench(settings), _store(settings)
+        bench.clock = Clock()
+        shards = settings.config.layout == "webdataset"
+        output: Output = _Encoded() if shards else FolderOutput(store, store.journal(batch.chunk.id))
+        for looked, cut in zip(batch.looked, batch.cuts, strict=True):
+            batch.parts[looked.name] = write_image(bench.recall(looked), cut, output, bench.clock)
+        batch.sizes = output.close()
+        batch.slices = output.slices if isinstance(output, _Encoded) else []
+        for stage, seconds in bench.clock.seconds.items():
+            batch.seconds[stage] = batch.seconds.get(stage, 0.0) + seconds
+    except FlowgrainError as error:
+        return _sent(_Failure(error))
+    batch.cuts = []
+    return _sent(batch)
+
+
+class _Encoded(Output):
+    """Keeps encoded slices for the driver."""
+
+    def __init__(self):
+        self.slices: list[tuple[SliceRecord, bytes, bytes | None]] = []
+
+    def add(self, record: SliceRecord, picture: bytes, mask: bytes | None) -> tuple[SliceRecord, tuple[str, ...]]:
+        self.slices.append((record, picture, mask))
+        return record, ()
+
+    def end_image(self, records: Any) -> None:
+        """Nothing to do before the driver."""
+
+    def close(self) -> dict[str, int]:
+        return {}
+
+    def abandon(self) -> None:
+        """Nothing was written."""
+
+
+def _sent(batch: _Batch | _Failure) -> dict[str, np.ndarray]:
+    column = np.empty(1, dtype=object)
+    column[0] = pickle.dumps(batch, protocol=5)
+    return {_COLUMN: column}
