@@ -77,8 +77,7 @@ def build_config(schema: type[ConfigT], layered: Layered) -> ConfigT:
 def describe_origins(config: Config, layered: Layered) -> list[tuple[str, Any, str]]:
     """(dotted key, value, origin) of every leaf of a resolved configuration, for ``--print-config``."""
     return [
-        (key, value, _origin(layered.origins, key) or DEFAULT_ORIGIN)
-        for key, value in _leaves(config.model_dump(mode="json"))
+        (key, value, _set_by(layered, key) or DEFAULT_ORIGIN) for key, value in _leaves(config.model_dump(mode="json"))
     ]
 
 
@@ -102,6 +101,19 @@ def _origin(origins: dict[str, str], key: str) -> str | None:
             return origins[key]
         key = key.rpartition(".")[0]
     return None
+
+
+def _set_by(layered: Layered, key: str) -> str | None:
+    """Origin of the value of a key: its own, or that of an enclosing value that is no map; None for a default."""
+    values: Any = layered.values
+    parts = key.split(".")
+    for index, part in enumerate(parts):
+        if not isinstance(values, dict):
+            return _origin(layered.origins, ".".join(parts[:index]))
+        if part not in values:
+            return None
+        values = values[part]
+    return _origin(layered.origins, key)
 
 
 def _where(layered: Layered, key: str) -> str:

@@ -118,9 +118,7 @@ def test_a_pipe_as_caption(tmp_path):
     (tmp_path / "b.png").write_bytes(encoded("PNG"))
     os.mkfifo(tmp_path / "a.txt")
     dataset = open_dataset(DataConfig(path=tmp_path, resolution=32), 16)
-    assert [(p.name, r) for p, r in dataset.problems] == [
-        ("a.png", "a.txt: cannot be read (not a regular file)")
-    ]
+    assert [(p.name, r) for p, r in dataset.problems] == [("a.png", "a.txt: cannot be read (not a regular file)")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

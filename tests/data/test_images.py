@@ -129,3 +129,12 @@ def test_tensor_round_trip_is_exact_for_every_value():
     assert (pixels.min().item(), pixels.max().item()) == (-1.0, 1.0)
     assert np.array_equal(np.asarray(from_tensor(pixels)), values)
     assert from_tensor(torch.full((3, 1, 1), 7.0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_no_metadata_leaves_the_door(tmp_path):
+    """Pillow would write a profile, which holds the time when it was made, into every copy of the pixels."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, icc in (("other.png", profile), ("srgb.png", srgb)):
+        Image.new("RGB", (8, 8), "teal").save(tmp_path / name, icc_profile=icc, dpi=(300, 300))
+        assert open_image(tmp_path / name).info == {}

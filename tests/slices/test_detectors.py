@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import DataError
-from flowgrain.slices.detectors import DetectorContext, View
+from flowgrain.slices.detectors import DetectorContext, View, saliency
 from flowgrain.slices.detectors.boxes import BoxesConfig
 from flowgrain.slices.detectors.grid import GridConfig, GridDetector
 from flowgrain.slices.detectors.saliency import SaliencyConfig, SaliencyDetector, best_windows, saliency_map
@@ -60,8 +60,24 @@ def test_saliency_is_deterministic_and_ignores_what_lies_outside_the_region():
     image = icon((40, 40, 90, 90))
     detector, region = SaliencyDetector(SaliencyConfig(fraction=0.4), 2), (0.0, 0.0, 150.0, 150.0)
     first = detector.detect(view_of(image, region))
-    ImageDraw.Draw(image).rectangle((160, 160, 299, 299), fill="red")
-    assert detector.detect(view_of(image, region)) == first
+    changed = image.copy()
+    ImageDraw.Draw(changed).rectangle((160, 160, 299, 299), fill="red")
+    assert detector.detect(view_of(changed, region)) == first
+
+
+def test_levels_share_the_saliency_of_an_image_while_it_is_there(monkeypatch):
+    image, calls = icon((40, 40, 90, 90)), []
+    real = saliency.saliency_map
+    monkeypatch.setattr(saliency, "saliency_map", lambda pixels: calls.append(1) or real(pixels))
+    for fraction in (0.6, 0.3):
+        SaliencyDetector(SaliencyConfig(fraction=fraction), 1).detect(view_of(image))
+    assert len(calls) == 1 and id(image) in saliency._known
+    SaliencyDetector(SaliencyConfig(), 1).detect(view_of(image, (0.0, 0.0, 150.0, 150.0)))
+    SaliencyDetector(SaliencyConfig(), 1).detect(view_of(icon((40, 40, 90, 90))))
+    assert len(calls) == 3
+    key = id(image)
+    del image
+    assert key not in saliency._known
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.9))

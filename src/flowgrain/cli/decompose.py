@@ -61,7 +61,7 @@ def decompose(
     ] = "auto",
     sample: Annotated[
         int | None,
-        typer.Option("--sample", min=1, help="Cut so many images only, with overlays and a forecast: try settings."),
+        typer.Option("--sample", min=1, help="Cut so many images only, with a report and a forecast for all."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide every slice, print the counts, write none.")
@@ -105,20 +105,33 @@ def decompose(
     elif out is None and not dry_run:
         raise typer.BadParameter("missing; name the folder of the data set, or use --dry-run", param_hint="--out")
     else:
-        _run(source, None if dry_run else out, settings, _options(source, executor, workers, device), sample)
+        _run(source, None if dry_run else out, settings, layered, _options(source, executor, workers, device), sample)
 
 
-def _run(source: str, out: Path | None, settings: "DecomposeConfig", options: "RunOptions", sample: int | None) -> None:
+def _run(
+    source: str,
+    out: Path | None,
+    settings: "DecomposeConfig",
+    layered: "Layered",
+    options: "RunOptions",
+    sample: int | None,
+) -> None:
     from flowgrain.cli.decompose_text import print_forecast, print_summary
+    from flowgrain.config import describe_origins
     from flowgrain.data.collections import open_collection
+    from flowgrain.report.slices_page import RunNotes, write_slices_page
     from flowgrain.slices.tuning import forecast, sampled
 
     collection = open_collection(source)
     chosen: Collection = collection if sample is None else sampled(collection, sample)
     summary = _with_progress(chosen, out, settings, options)
+    expected = None if sample is None else forecast(summary, len(collection.names()), out)
+    if out is not None:
+        origins = {key: origin for key, _, origin in describe_origins(settings, layered)}
+        write_slices_page(out, RunNotes(origins=origins, forecast=expected))
     print_summary(summary, out)
-    if sample is not None:
-        print_forecast(forecast(summary, len(collection.names()), out))
+    if expected is not None:
+        print_forecast(expected)
 
 
 def _options(source: str, executor: str, workers: int | None, device: str) -> "RunOptions":

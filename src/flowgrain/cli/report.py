@@ -54,15 +54,15 @@ def report(
 
     Metrics, judge and study are read where they are; what is missing is said on the page, with the command for it.
     """
+    if any(map(_is_data_set, comparisons or [])):
+        _report_data_set(comparisons or [], (metrics, judge, study, runs), out, title, dry_run)
+        return
     from flowgrain.config import printable
     from flowgrain.report.evaluation_page import evaluation_page
     from flowgrain.report.output import LARGE_PAGE_MB, check_target, write_report
     from flowgrain.report.sheets import sheets_of
     from flowgrain.report.sources import Places, read_evaluation
 
-    if any(_is_data_set(path) for path in comparisons or []):
-        _report_data_set(comparisons or [], (metrics, judge, study, runs), out, title, dry_run)
-        return
     places = Places(metrics, judge, study, _read_runs(runs or []))
     evaluation = read_evaluation(comparisons or [], places)
     path = out or evaluation.comparison.folder / "report.html"
@@ -86,10 +86,9 @@ def report(
 
 
 def _is_data_set(path: Path) -> bool:
-    from flowgrain.evaluate.comparison import COMPARISON_NAME
-    from flowgrain.report.slices_page import is_data_set
+    from flowgrain.slices.recorded import is_data_set
 
-    return not (path / COMPARISON_NAME).is_file() and is_data_set(path)
+    return is_data_set(path)
 
 
 def _report_data_set(

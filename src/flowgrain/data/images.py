@@ -226,7 +226,9 @@ def _to_rgb(image: Image.Image, background: Colour, path: Path) -> Image.Image:
         return canvas
     if image.mode in ("P", "1"):
         image = image.convert("RGB")
-    return _to_srgb(image, profile).convert("RGB")
+    pixels = _to_srgb(image, profile).convert("RGB")
+    pixels.info = {}  # Pillow would write profiles (one made here holds the time) and the like into every copy
+    return pixels
 
 
 def _eight_bit(image: Image.Image, path: Path) -> Image.Image:

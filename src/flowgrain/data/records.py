@@ -49,7 +49,7 @@ class SliceRecord(Config):
     label: str = Field(default="", description="what the detector calls the box")
     score: float
     caption: str
-    caption_source: str = Field(description="sidecar, template, root or none")
+    caption_source: str = Field(description="sidecar, template, root, model (a captioner) or none")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,5 @@ def _ticks(bars: Sequence[Bar]) -> list[float]:
     low, high = min(bar.low for bar in bars), max(bar.high for bar in bars)
     powers = [2.0**power for power in range(-10, 21) if low <= 2.0**power <= high]
     if len(powers) < 3:
-        powers = sorted({*powers, *(round(2.0 ** (half / 2), 2) for half in range(-20, 41)), low, high})
-        powers = [value for value in powers if low <= value <= high]
+        powers = [value for half in range(-20, 41) if low <= (value := float(f"{2.0 ** (half / 2):.2g}")) <= high]
     return powers[:: -(-len(powers) // _MOST_TICKS)]

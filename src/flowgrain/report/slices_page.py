@@ -20,10 +20,11 @@ from flowgrain.report.sections.slices_sizes import sizes_section
 from flowgrain.report.sections.slices_summary import summary_section
 from flowgrain.report.slices_tiles import Tiles, plain
 from flowgrain.report.wording import counted, number
-from flowgrain.slices.advice import Advice, advise
+from flowgrain.slices.advice import advise
+from flowgrain.slices.advising import Advice
 from flowgrain.slices.duplicates import near_groups
 from flowgrain.slices.statistics import Statistics, read_statistics, views_at
-from flowgrain.slices.store import DATASET_NAME, STATE
+from flowgrain.slices.store import STATE
 from flowgrain.slices.tuning import Forecast
 
 REPORT_NAME = "report.html"
@@ -35,11 +36,6 @@ class RunNotes(Config):
 
     origins: dict[str, str] | None = Field(default=None, description="where each setting came from, by dotted key")
     forecast: Forecast | None = Field(default=None, description="of a sample: what all images would take")
-
-
-def is_data_set(folder: Path) -> bool:
-    """Whether a folder holds a finished data set of decompose."""
-    return (folder / DATASET_NAME).is_file() and (folder / STATE).is_dir()
 
 
 def write_slices_page(

@@ -1,6 +1,7 @@
 """Thumbnails of slices for a page, with boxes drawn on them; and foreign text made fit to be shown."""
 
 import io
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ ABREAST = 3
 _REJECTED: Colour = (225, 29, 72)
 _LINE = 4
 _LONGEST = 180
+_BREAKS = re.compile("[\\s\u2028\u2029]+", re.ASCII)
 _CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 """Marks that turn the direction of what follows."""
 
@@ -88,7 +90,7 @@ class Tiles:
 
 def plain(text: str, longest: int = _LONGEST) -> str:
     """Foreign text on one line, cut where it is long, without control characters and marks that turn its direction."""
-    text = " ".join(text.split())
+    text = _BREAKS.sub(" ", text).strip()
     kept = "".join(
         "\ufffd" if letter in _CONTROLS or unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text
     )

@@ -13,7 +13,7 @@ from flowgrain.slices.scheme import Schemes
 from flowgrain.vlm.asker import Asker, AskingForecast, Spending, Unanswered
 
 Size = tuple[int, int]
-CAPTION = "caption"
+CAPTION = "caption_"
 """Start of the codes of captions that a model did not give; the image itself is not rejected."""
 
 
@@ -112,7 +112,7 @@ def _failed(each: Examined, cut: Cut, silent: Sequence[tuple[str | None, Unanswe
         RejectRecord(
             image=each.shown_name,
             level=level,
-            code=item.code if level is not None else f"{CAPTION}_{item.status}",
+            code=item.code if level is not None else f"{CAPTION}{item.status}",
             reason=item.reason,
         )
         for level, item in silent

@@ -1,7 +1,7 @@
 """One chunk of images, from examining them to its record: the same in this process, in a worker and on a cluster."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -11,7 +11,7 @@ from flowgrain.slices.chunks import Chunk
 from flowgrain.slices.cutting import render, render_mask
 from flowgrain.slices.measuring import measured
 from flowgrain.slices.outputs import Output, encode, make_output, shard_path
-from flowgrain.slices.pieces import Cut, Examined, shown
+from flowgrain.slices.pieces import Cut, Examined, Fault, shown
 from flowgrain.slices.store import Part, SliceFacts, Store
 from flowgrain.slices.work import Workbench
 from flowgrain.vlm.asker import Spending
@@ -40,20 +40,38 @@ class RenderedSlice:
     mask: Image.Image | None
 
 
-def process_chunk(bench: Workbench, store: Store, chunk: Chunk, on_image: OnImage) -> ChunkReport:
+def _unwatched(names: Sequence[str]) -> None:
+    """Nobody waits to hear what is being looked at."""
+
+
+@dataclass(frozen=True)
+class Care:
+    """How to go about images at which a process may die."""
+
+    watch: Callable[[Sequence[str]], None] = _unwatched
+    """Told which images come next, together, before they are touched; with none: nothing of an image's own."""
+    suspects: frozenset[str] = frozenset()
+    """A process died at them: each is cut by itself before it is with the others of its batch."""
+    crashed: Mapping[str, Fault] = field(default_factory=dict)
+    """These are rejected. The mark of what decides their slices stays as it is: a second run leaves them alone."""
+
+
+def process_chunk(
+    bench: Workbench, store: Store, chunk: Chunk, on_image: OnImage, care: Care | None = None
+) -> ChunkReport:
     """Bring a chunk's files and record up to date; does nothing where they are.
 
     Raises :class:`flowgrain.errors.FlowgrainError` where a model or the data set's own files fail, OSError where the
     data set cannot be written.
     """
     before, spent = dict(bench.clock.seconds), bench.spending
-    report = _process(ChunkWork(bench, store, chunk), on_image)
+    report = _process(ChunkWork(bench, store, chunk), on_image, care or Care())
     report.spent = bench.spending - spent
     report.seconds = {name: value - before.get(name, 0.0) for name, value in bench.clock.seconds.items()}
     return report
 
 
-def _process(work: "ChunkWork", on_image: OnImage) -> ChunkReport:
+def _process(work: "ChunkWork", on_image: OnImage, care: Care) -> ChunkReport:
     bench, store, chunk = work.bench, work.store, work.chunk
     kept = work.unchanged()
     if kept is None:
@@ -64,9 +82,11 @@ def _process(work: "ChunkWork", on_image: OnImage) -> ChunkReport:
     output = make_output(store, store.begin(chunk.id), chunk.index, work.layout)
     try:
         for batch in work.batches(kept):
-            for examined, cut in zip(batch, bench.cut(batch), strict=True):
+            for examined, cut in _cut(bench, batch, care):
+                care.watch([examined.item.name])
                 parts[examined.item.name] = write_image(examined, cut, output, bench.clock)
                 on_image(examined.shown_name)
+        care.watch([])
         with bench.clock.stage("write"):
             sizes = output.close()
     except BaseException:
@@ -77,6 +97,18 @@ def _process(work: "ChunkWork", on_image: OnImage) -> ChunkReport:
     with bench.clock.stage("write"):
         work.commit(parts, sizes)
     return ChunkReport(len(chunk.names), len(kept))
+
+
+def _cut(bench: Workbench, batch: Sequence[Examined], care: Care) -> Iterator[tuple[Examined, Cut]]:
+    """The images of a batch with their slices."""
+    batch = [replace(each, fault=each.fault or care.crashed.get(each.item.name)) for each in batch]
+    names = [each.item.name for each in batch if each.fault is None]
+    if len(names) > 1 and not care.suspects.isdisjoint(names):
+        for each in (each for each in batch if each.fault is None):
+            care.watch([each.item.name])
+            bench.cut([each])
+    care.watch(names)
+    yield from zip(batch, bench.cut(batch), strict=True)
 
 
 class ChunkWork:

@@ -74,7 +74,7 @@ class LevelConfig(Config):
     detector: Detectors | None = Field(
         default=None,
         description="finds the level's boxes (docs/slices.md lists them): a map, 'kind' or 'kind:value'; of a list the "
-        "first that finds something counts; none for the whole image",
+        "first that finds something usable counts; none for the whole image",
     )
     max_instances: int = Field(default=1, ge=1, description="boxes kept per root, best score first")
     min_score: float = Field(default=0.0, ge=0, le=1, description="detections below this are dropped")

@@ -10,12 +10,12 @@ from PIL import Image
 from pydantic import Field
 
 from flowgrain.config import Config
-from flowgrain.data.buckets import Bucket, best_aspect_match
+from flowgrain.data.buckets import Bucket
 from flowgrain.data.captions import SliceCaption, caption_beside, slice_caption, slice_caption_beside
 from flowgrain.data.collections import Item
 from flowgrain.data.records import Box, SliceRecord
 from flowgrain.slices.finding import WHOLE_IMAGE, Found, Region
-from flowgrain.slices.framing import Decision, decide, focus, framing_crop
+from flowgrain.slices.framing import Decision, focus, framing_crop
 from flowgrain.slices.hierarchy import Candidate, Rejected, parent_of
 from flowgrain.slices.scheme import Scheme
 from flowgrain.slices.upscalers import Upscaler, resample
@@ -149,8 +149,7 @@ class _Cutter:
 
         for candidate in region.candidates:
             level, box = self._scheme.levels[candidate.level], candidate.box
-            target = best_aspect_match(box[2] - box[0], box[3] - box[1], level.sizes)
-            decision = decide(box, target, level.limits, *self._scheme.enlargement)
+            target, decision = self._scheme.decision(candidate.level, box)
             if decision.action == "discard":
                 refused.append(Rejected(candidate.level, box, candidate.detection, decision.code, decision.reason))
                 continue

@@ -26,11 +26,9 @@ from flowgrain.slices.pieces import WorkSettings, shown
 from flowgrain.slices.sharing import Presence
 from flowgrain.slices.store import Store
 from flowgrain.slices.summary import Summary
-from flowgrain.slices.work import UNREADABLE, Workbench
+from flowgrain.slices.work import UNLISTED, UNREADABLE, Workbench
 from flowgrain.vlm.asker import Spending
 
-UNLISTED = "unlisted"
-"""Code of a folder or tar of which some pictures are unknown."""
 _FEW_IMAGES = 100
 """Below this, worker processes take longer to start than they save."""
 

@@ -113,7 +113,7 @@ def _settle(scheme: Scheme, root: Candidate, answers: Sequence[_Answer]) -> Regi
 
 
 def _ask(questions: Sequence[_Question], faults: dict[int, str]) -> list[_Answer]:
-    """The boxes of each question: of a level's detectors the first that finds something counts."""
+    """The boxes of each question: of a level's detectors the first that finds something usable counts."""
     answers = [_Answer([], []) for _ in questions]
     waiting = list(range(len(questions)))
     step = 0
@@ -125,7 +125,7 @@ def _ask(questions: Sequence[_Question], faults: dict[int, str]) -> list[_Answer
         for detector, members in by_detector.values():
             for batch in batched(members, detector.batch_size):
                 for index, detections in zip(batch, _detect(detector, questions, batch, faults), strict=True):
-                    _take(questions[index], answers[index], detections)
+                    _take(questions[index], answers[index], detections, last=step + 1 == _chances(questions[index]))
         step += 1
         waiting = [i for i in waiting if not answers[i].found and step < _chances(questions[i])]
     return answers
@@ -135,11 +135,19 @@ def _chances(question: _Question) -> int:
     return len(question.scheme.levels[question.level].detectors)
 
 
-def _take(question: _Question, answer: _Answer, detections: Sequence[Detection]) -> None:
+def _take(question: _Question, answer: _Answer, detections: Sequence[Detection], last: bool) -> None:
+    """Add what a detector found; boxes that would all be discarded for their size leave the next detector a chance."""
     level = question.scheme.levels[question.level]
     found, refused = choose(detections, question.view.region, question.level, level.selection)
-    answer.found += found
     answer.refused += refused
+    faults = [question.scheme.decision(candidate.level, candidate.box)[1] for candidate in found]
+    if last or any(fault.action != "discard" for fault in faults):
+        answer.found += found
+        return
+    answer.refused += [
+        Rejected(candidate.level, candidate.box, candidate.detection, fault.code, fault.reason)
+        for candidate, fault in zip(found, faults, strict=True)
+    ]
 
 
 def _detect(

@@ -31,6 +31,8 @@ class Fault:
 
     code: str
     reason: str
+    final: bool = True
+    """False where the next run looks at the image again."""
 
 
 @dataclass(frozen=True)

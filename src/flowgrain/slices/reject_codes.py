@@ -22,6 +22,9 @@ MEANINGS: dict[str, CodeMeaning] = {
     "bad_sidecar": CodeMeaning(
         "a file beside it (caption, boxes, mask, settings) cannot be used", "correct the file that the reason names"
     ),
+    "unlisted": CodeMeaning(
+        "part of the source cannot be listed, such as the members after a tar's damage", "restore or repair the file"
+    ),
     "no_region": CodeMeaning(
         "pre-split: no region was found in it", "no_region: whole_image keeps such images; or try another detector"
     ),
@@ -47,6 +50,19 @@ MEANINGS: dict[str, CodeMeaning] = {
         "the box needs more enlargement than interpolation may give it",
         "smaller targets for the level, larger sources, an upscaler, or a greater lanczos_max (which blurs)",
     ),
+    "upscaler_max": CodeMeaning(
+        "the box needs more enlargement than the upscaler's models give",
+        "smaller targets for the level, larger sources, or an upscaler with a greater factor",
+    ),
+    "crashed": CodeMeaning("the process that looked at it died", "replace or remove the file: a decoder fails at it"),
+    "vlm_refused": CodeMeaning("the model (or a filter) declined to look for boxes", "nothing, or ask another model"),
+    "vlm_unusable": CodeMeaning("the model's answer held no boxes in the form asked for", "ask another model"),
+    "vlm_rejected": CodeMeaning("the endpoint refused the request", "the reason says why"),
+    "vlm_unreachable": CodeMeaning("the endpoint gave no answer", "run again: it is asked again"),
+    "caption_refused": CodeMeaning("the model declined to write a caption", "write one beside the picture"),
+    "caption_unusable": CodeMeaning("the model's answer was no caption", "write one beside the picture"),
+    "caption_rejected": CodeMeaning("the endpoint refused the request for a caption", "the reason says why"),
+    "caption_unreachable": CodeMeaning("the endpoint gave no caption", "run again: it is asked again"),
     "outside_mask": CodeMeaning("the mask is black everywhere in it", "nothing, or correct the mask"),
 }
 UNKNOWN = CodeMeaning("see the reason", "see the reason")

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowgrain.data.buckets import Bucket
+from flowgrain.data.buckets import Bucket, best_aspect_match
+from flowgrain.data.records import Box
 from flowgrain.slices.config import DecomposeConfig, LevelConfig, overridden
 from flowgrain.slices.detectors import Detection, Detector, DetectorConfig, DetectorContext, View
 from flowgrain.slices.detectors.vlm import VlmDetector, VlmDetectorConfig
-from flowgrain.slices.framing import Limits
+from flowgrain.slices.framing import Decision, Limits, decide
 from flowgrain.slices.hierarchy import Selection
 from flowgrain.slices.upscalers import Upscaler, UpscalerConfig, UpscalerContext
 from flowgrain.vlm.asker import AskingForecast
@@ -66,6 +67,12 @@ class Scheme:
         """The greatest factor that the upscaler gives, and what sets it: its code among the rejects."""
         greatest = self.upscaler.max_factor
         return greatest, "lanczos_max" if greatest <= self.config.lanczos_max else "upscaler_max"
+
+    def decision(self, level: int, box: Box) -> tuple[Bucket, Decision]:
+        """The bucket of a box of a level, and what becomes of it there."""
+        own = self.levels[level]
+        target = best_aspect_match(box[2] - box[0], box[3] - box[1], own.sizes)
+        return target, decide(box, target, own.limits, *self.enlargement)
 
     def threshold(self, coarse: int, fine: int) -> float:
         """IoU above which a box of level ``fine`` suppresses one of level ``coarse``."""

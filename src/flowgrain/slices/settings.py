@@ -1,8 +1,8 @@
 """Where the settings of a decomposition come from.
 
-Weakest first: defaults, presets, ``decompose.yaml`` in the source folder, a configuration file, the command line; then,
-for a level, ``each_level`` below what is said of that level alone; last, for one image, ``images`` and the file beside
-it.
+Weakest first: defaults, presets, ``decompose.yaml`` in the source folder, a configuration file, the command line; last,
+for one image, ``images`` and the file beside it. In each of these ``each_level`` stands below what is said of a level
+by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from flowgrain.config import Layered, build_config, merge_layers, merged, parse_layer, read_layers
 from flowgrain.data.collections import Collection
 from flowgrain.slices.config import SETTINGS_SUFFIX, DecomposeConfig, overridden, spread_each_level
-from flowgrain.slices.presets import DEFAULT_PRESET, preset_files
+from flowgrain.slices.presets import DEFAULT_PRESET, LEVELS_PATH, preset_files
 
 DATASET_SETTINGS = "decompose.yaml"
 """File in the source folder with settings for its images."""
@@ -31,7 +31,11 @@ def load_settings(
         files.append(source / DATASET_SETTINGS)
     if file is not None:
         files.append(file)
-    layered = _spread(read_layers(files, overrides))
+    layered = Layered({}, {})
+    for layer in (*(read_layers([file], []) for file in files), *(read_layers([], [text]) for text in overrides)):
+        if "each_level" in layer.values and "levels" not in {**layered.values, **layer.values}:
+            layered = merge_layers(layered, read_layers([LEVELS_PATH], []))  # the defaults, so that there are some
+        layered = merge_layers(layered, _spread(layer, tuple(layered.values.get("levels") or {})))
     return build_config(DecomposeConfig, layered), layered
 
 

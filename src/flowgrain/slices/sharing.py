@@ -7,9 +7,9 @@ work and protect nothing: two processes that do the same chunk write the same by
 
 import json
 import os
+import shutil
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -19,15 +19,21 @@ from typing import Any
 
 import psutil
 
+from flowgrain.data.records import MANIFEST_NAME, REJECTS_NAME
 from flowgrain.errors import DataError
 from flowgrain.files import atomic_write_text
 from flowgrain.slices.chunks import Chunk
+from flowgrain.slices.contact_sheet import CONTACT_SHEET_NAME
+from flowgrain.slices.store import DATASET_NAME
 
 BEAT = 5.0
 """Seconds between touches."""
+_SETTLED = 1.0
+"""Seconds after which a file under a temporary name is nobody's who has announced himself in this instant."""
+_AT_THE_END = (MANIFEST_NAME, REJECTS_NAME, DATASET_NAME, CONTACT_SHEET_NAME, "report.html")
+"""Files of the data set that are written when all chunks are finished."""
 PATIENCE = 60.0
 """Seconds without a touch after which a process counts as dead."""
-_POLL = 1.0
 
 
 class Presence:
@@ -47,15 +53,17 @@ class Presence:
         self._claims.mkdir(exist_ok=True)
         about = {"host": socket.gethostname(), "process": os.getpid(), "digest": self._digest}
         atomic_write_text(self._file, json.dumps(about) + "\n")
-        for path in self._workers.iterdir():
-            other = self._read(path)
-            if other is None or path == self._file or other["digest"] == self._digest or not self._is_alive(path.name):
-                continue
-            self._file.unlink()
-            raise DataError(
-                f"{self._workers.parent.parent}: process {other['process']} on {other['host']} is making another data "
-                "set there (other pictures or other settings); wait for it, stop it, or choose another --out"
-            )
+        others = [(path, self._read(path)) for path in self._workers.iterdir() if path != self._file]
+        alive = [other for path, other in others if other is not None and self._is_alive(path.name)]
+        for other in alive:
+            if other["digest"] != self._digest:
+                self._file.unlink()
+                raise DataError(
+                    f"{self._workers.parent.parent}: process {other['process']} on {other['host']} is making another "
+                    "data set there (other pictures or other settings); wait for it, stop it, or choose another --out"
+                )
+        if not alive:
+            self._clear([path for path, _ in others])
         threading.Thread(target=self._beat, name="presence", daemon=True).start()
         return self
 
@@ -69,10 +77,28 @@ class Presence:
                 path.unlink(missing_ok=True)
         self._file.unlink(missing_ok=True)
 
-    def claimed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    def _clear(self, dead: Iterable[Path]) -> None:
+        """Remove what killed processes left: announcements, claims, half-written files. Nobody else is at work."""
+        state, now = self._workers.parent, self._file.stat().st_mtime
+        shutil.rmtree(state / "trails", ignore_errors=True)
+        for path in dead:
+            if not path.name.startswith("."):
+                path.unlink(missing_ok=True)
+        for path in self._claims.iterdir():
+            owner = self._owner(path)
+            if owner is not None and not self._is_alive(owner):
+                path.unlink(missing_ok=True)
+        unfinished = [path for name in _AT_THE_END for path in state.parent.glob(f".{name}.*.tmp")]
+        for path in (*unfinished, *state.glob(".*.tmp"), *state.glob("*/.*.tmp")):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > _SETTLED:
+                    path.unlink()
+
+    def claimed(self, chunks: Iterable[Chunk]) -> Iterator[Chunk | None]:
         """Every chunk: first those that nobody else has, then the others' as they finish or die.
 
-        A chunk that another process has finished is handed out too, and found to be up to date.
+        A chunk that another process has finished is handed out too, and found to be up to date. None where all that
+        are left are the others' at the moment: they may be waiting for those that this process has in hand.
         """
         left = []
         for chunk in chunks:
@@ -88,7 +114,7 @@ class Presence:
                 else:
                     still.append(chunk)
             if len(still) == len(left):
-                time.sleep(_POLL)
+                yield None
             left = still
 
     def release(self, chunk: Chunk) -> None:

@@ -3,7 +3,6 @@
 Memory does not grow with the data set, but for 12 bytes a root (its perceptual hash and its image's number).
 """
 
-import json
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -12,19 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from flowgrain.data.buckets import Bucket
-from flowgrain.data.collections.base import by_stem
 from flowgrain.data.records import Box, SliceRecord
-from flowgrain.errors import DataError
 from flowgrain.rng import stable_seed
+from flowgrain.slices.asking import CAPTION
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.cutting import RejectRecord, root_name
 from flowgrain.slices.duplicates import is_near
 from flowgrain.slices.finding import WHOLE_IMAGE
 from flowgrain.slices.framing import area, iou
-from flowgrain.slices.store import DATASET_NAME, STATE, Part, SliceFacts, Store
+from flowgrain.slices.recorded import finished_chunks, read_about, unlisted
+from flowgrain.slices.store import Part, SliceFacts, Store
 from flowgrain.slices.tallies import Frequent, Histogram, Least
 
 MOST_LISTED = 1000
@@ -108,7 +105,7 @@ class LevelStatistics:
     """Slices that look like an earlier one of their root other than the coarsest."""
     captions: Frequent = field(default_factory=Frequent)
     caption_sources: Counter[str] = field(default_factory=Counter)
-    words: Histogram = field(default_factory=lambda: Histogram(5))
+    words: Histogram = field(default_factory=lambda: Histogram(1))
     """Words of captions."""
     uncaptioned: int = 0
     same_caption: int = 0
@@ -135,6 +132,8 @@ class Statistics:
     images: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     """Images that cannot be used, by code."""
+    unlisted: int = 0
+    """Of these, what could not even be listed; it is not among the images."""
     empty: int = 0
     """Images that can be used and gave no slice."""
     unused: list[Unused] = field(default_factory=list)
@@ -173,6 +172,13 @@ class Statistics:
         for part in parts:
             self._add(part)
 
+    def add_unlisted(self, reject: RejectRecord) -> None:
+        """Count something among the sources that could not even be listed."""
+        self.faults[reject.code] += 1
+        self.unlisted += 1
+        if len(self.unused) < MOST_LISTED:
+            self.unused.append(Unused(reject.image, reject.code, reject.reason))
+
     def chunk_of(self, place: int) -> tuple[str, int]:
         """Where a hash comes from: the chunk, and the hash's place in it."""
         index = bisect_right(self.starts, place) - 1
@@ -186,8 +192,8 @@ class Statistics:
         self.images += 1
         if part.size is not None:
             self.sides.add(min(part.size))
-        faults = [reject for reject in part.rejects if reject.level is None]
-        self.faults.update(fault.code for fault in faults)
+        self.faults.update(reject.code for reject in part.rejects if reject.level is None)
+        faults = [reject for reject in part.rejects if reject.level is None and not reject.code.startswith(CAPTION)]
         if not faults and not part.records:
             self.empty += 1
         for fault in faults or ([] if part.records else [_why_empty(part)]):
@@ -279,33 +285,9 @@ def read_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     store = Store(folder)
     for chunk in finished_chunks(folder):
         statistics.add_chunk(chunk, store.chunk(chunk).values())
+    for reject in unlisted(folder):
+        statistics.add_unlisted(reject)
     return statistics, about
-
-
-def read_about(folder: Path) -> tuple[dict[str, Any], DecomposeConfig]:
-    """``dataset.json`` and the configuration in it. Raises :class:`DataError` where it is none."""
-    path = folder / DATASET_NAME
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        return about, DecomposeConfig.model_validate(about["config"])
-    except OSError:
-        raise DataError(f"{folder}: no finished data set of decompose here ({DATASET_NAME} is missing)") from None
-    except (ValueError, KeyError, TypeError, ValidationError):
-        raise DataError(f"{path}: damaged, or of another version; run decompose again") from None
-
-
-def finished_chunks(folder: Path) -> list[str]:
-    """The chunks of a data set that have records, in the order of their images."""
-    found = []
-    for path in (folder / STATE / "chunks").glob("*.jsonl"):
-        with path.open("rb") as stream:
-            line = stream.readline()
-        try:
-            name = str(json.loads(line)["name"]) if line.strip() else ""
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: damaged, or of another version; decompose into a new folder") from None
-        found.append((by_stem(name), path.stem))
-    return [chunk for _, chunk in sorted(found)]
 
 
 def views_of(part: Part) -> Iterator[RootView]:

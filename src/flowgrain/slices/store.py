@@ -107,7 +107,10 @@ class Store:
             lines = "".join(f"{json.dumps(entry)}\n" for entry in sorted(stale))
             atomic_write_text(self._chunks / f"{chunk}{_STALE}", lines)
         atomic_write_text(self._record(chunk), "".join(f"{part.model_dump_json()}\n" for part in parts))
-        for path in self._chunks.glob(f"{chunk}.*{_JOURNAL}"):
+        journals = list(self._chunks.glob(f"{chunk}.*{_JOURNAL}"))
+        if len(journals) > 1:  # others began the chunk and died
+            self._clear_unfinished(name for kind, name in self._listed(chunk, _JOURNAL) if kind == FILE)
+        for path in journals:
             path.unlink(missing_ok=True)
 
     def _listed(self, chunk: str, *endings: str) -> set[Entry]:
@@ -133,6 +136,17 @@ class Store:
                 except OSError:  # not empty, or gone already
                     break
 
+    def _clear_unfinished(self, files: Iterable[str]) -> None:
+        """Delete what a killed process had written of files under their temporary names."""
+        by_folder: dict[Path, set[str]] = {}
+        for file in files:
+            path = self.folder / file
+            by_folder.setdefault(path.parent, set()).add(path.name)
+        for folder, names in by_folder.items():
+            for path in folder.glob(".*.tmp"):
+                if path.name[1:].removesuffix(".tmp").rpartition(".")[0] in names:
+                    path.unlink(missing_ok=True)
+
     def parts(self, chunks: Iterable[str]) -> Iterator[Part]:
         """The parts of finished chunks, one after another."""
         for chunk in chunks:
@@ -145,20 +159,21 @@ class Store:
         images the data set had before and has no more.
         """
         wanted = set(chunks)
-        known = {path.name.partition(".")[0] for path in self._chunks.iterdir()} - {""}
-        dropped = known - wanted
-        untidy = [path for chunk in wanted if (path := self._chunks / f"{chunk}{_STALE}").exists()]
-        if not dropped and not untidy:
+        there = [path for path in self._chunks.iterdir() if not path.name.startswith(".")]
+        # a journal of a finished chunk was left by who died just after the record was written
+        untidy = [path for path in there if path.suffix in (_STALE, _JOURNAL) or _chunk_of(path) not in wanted]
+        if not untidy:
             return 0
         stale: set[Entry] = set()
-        for chunk in dropped:
-            stale |= self._listed(chunk, _JOURNAL, _STALE) | _entries(self.chunk(chunk).values())
-        for path in untidy:
-            stale |= self._listed(path.name.removesuffix(_STALE), _STALE)
+        for chunk in {_chunk_of(path) for path in untidy}:
+            stale |= self._listed(chunk, _JOURNAL, _STALE)
+            if chunk not in wanted:
+                stale |= _entries(self.chunk(chunk).values())
+        self._clear_unfinished(name for kind, name in stale if kind == FILE)
         for part in self.parts(chunks):
             stale -= _entries([part])
         self._delete(sorted(name for kind, name in stale if kind == FILE))
-        for path in (*untidy, *(path for chunk in dropped for path in self._chunks.glob(f"{chunk}.*"))):
+        for path in untidy:
             path.unlink(missing_ok=True)
         return sum(kind == IMAGE for kind, _ in stale)
 
@@ -224,6 +239,11 @@ class Journal:
 
 def _entries(parts: Iterable[Part]) -> set[Entry]:
     return {(IMAGE, p.name) for p in parts} | {(FILE, file) for p in parts for file in p.files}
+
+
+def _chunk_of(path: Path) -> str:
+    """The chunk whose record, journal or list a file is."""
+    return path.name.partition(".")[0]
 
 
 def read_source(folder: Path) -> str | None:

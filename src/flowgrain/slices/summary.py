@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flowgrain.data.records import SliceRecord
+from flowgrain.slices.asking import CAPTION
 from flowgrain.slices.cutting import RejectRecord
 from flowgrain.slices.work import UNREADABLE
 from flowgrain.vlm.asker import AskingForecast, Spending
@@ -49,6 +50,12 @@ class Summary:
     def roots(self) -> int:
         """Number of roots that have a slice."""
         return self.levels_per_root.total()
+
+    @property
+    def unusable(self) -> int:
+        """Images that are rejected as a whole, which a caption that a model did not give is no reason for."""
+        images = ((code, count) for (level, code), count in self.rejects.items() if not level)
+        return sum(count for code, count in images if not code.startswith(CAPTION))
 
     def counts(self) -> dict[str, object]:
         """What ``dataset.json`` says about the data set; the same for a first run and a repeated one."""

@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Bar:
     """One bin of a histogram, half-open."""
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     count: int
 
 
@@ -27,16 +27,16 @@ class Bar:
 class Histogram:
     """Counts of numbers in bins of one width; ``octaves``: of their binary logarithm, for numbers above 0."""
 
-    width: float
+    width: float | int
     octaves: bool = False
     counts: Counter[int] = field(default_factory=Counter)
-    least: float = math.inf
-    greatest: float = -math.inf
+    least: float | int = math.inf
+    greatest: float | int = -math.inf
 
     _TINY = 2.0**-10
     """Stands for 0 on a logarithmic axis."""
 
-    def add(self, value: float) -> None:
+    def add(self, value: float | int) -> None:
         """Count a number."""
         place = math.log2(max(value, self._TINY)) if self.octaves else value
         self.counts[math.floor(place / self.width + 1e-9)] += 1
@@ -47,7 +47,7 @@ class Histogram:
         """How many were counted."""
         return self.counts.total()
 
-    def quantile(self, part: float) -> float:
+    def quantile(self, part: float) -> float | int:
         """The middle of the bin in which this part (0 to 1) of the numbers is reached; NaN without any."""
         left = part * self.total
         for index in sorted(self.counts):
@@ -56,7 +56,7 @@ class Histogram:
                 return min(max(self._value(index + 0.5), self.least), self.greatest)
         return math.nan
 
-    def below(self, limit: float) -> int:
+    def below(self, limit: float | int) -> int:
         """How many lie in bins that are wholly below ``limit``."""
         return sum(count for index, count in self.counts.items() if self._value(index + 1) <= limit)
 
@@ -70,7 +70,7 @@ class Histogram:
         span = range(min(merged), max(merged) + 1)
         return [Bar(self._value(i * merge), self._value((i + 1) * merge), merged[i]) for i in span]
 
-    def _value(self, index: float) -> float:
+    def _value(self, index: float | int) -> float | int:
         place = index * self.width
         return 2.0**place if self.octaves else place
 

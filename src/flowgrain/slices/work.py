@@ -30,6 +30,8 @@ DUPLICATE_ROOT = "duplicate_root"
 BAD_NAME = "bad_name"
 BAD_SIDECAR = "bad_sidecar"
 NO_REGION = "no_region"
+UNLISTED = "unlisted"
+"""A folder or tar of which some pictures are unknown."""
 _CACHE = Path(".decompose") / "vlm"
 
 
@@ -162,7 +164,7 @@ class Workbench:
         else:
             fault = picture
         reject = RejectRecord(image=each.shown_name, code=fault.code, reason=fault.reason)
-        return Cut(Cuts((), (reject,)), None)
+        return Cut(Cuts((), (reject,)), None, fault.final)
 
     def _scheme(self, item: Item) -> Scheme:
         """The scheme of an image. Raises ConfigError where its own settings are wrong."""

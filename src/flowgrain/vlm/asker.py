@@ -54,7 +54,6 @@ class Spending:
             self.cost + other.cost,
         )
 
-
     def __sub__(self, other: "Spending") -> "Spending":
         """What was spent since ``other``."""
         return Spending(

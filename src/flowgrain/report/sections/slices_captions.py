@@ -53,7 +53,7 @@ def _sources(levels: list[LevelStatistics]) -> Table:
                 level.name,
                 sources,
                 different,
-                number(level.words.quantile(0.5), 0),
+                number(int(level.words.quantile(0.5)), 0),
                 f"{number(level.words.least, 0)} to {number(level.words.greatest, 0)}",
                 number(level.uncaptioned, 0),
                 number(level.same_caption, 0) if level is not levels[0] else NONE,
@@ -61,8 +61,8 @@ def _sources(levels: list[LevelStatistics]) -> Table:
         )
     return Table(
         "Sources.",
-        "Where each level's captions come from, how many are different, and their length in words (the median is "
-        "approximate). “Like the whole” counts close-ups with exactly the caption of their root's coarsest slice.",
+        "Where each level's captions come from, how many are different, and their length in words. "
+        "“Like the whole” counts close-ups with exactly the caption of their root's coarsest slice.",
         ("level", "source", "different", "words, median", "words", "missing", "like the whole"),
         tuple(rows),
         numeric=frozenset({2, 3, 5, 6}),

@@ -108,7 +108,8 @@ def _buckets(statistics: Statistics) -> Table:
     unused = len(configured - set(sizes))
     used = f"All {len(configured)} sizes that the settings allow are used."
     if unused:
-        used = f"{unused} of the {len(configured)} sizes that the settings allow {'has' if unused == 1 else 'have'} no slice."
+        has = "has" if unused == 1 else "have"
+        used = f"{unused} of the {len(configured)} sizes that the settings allow {has} no slice."
     more = f" {len(sizes) - _MOST_BUCKETS} rarer sizes are not shown." if len(sizes) > _MOST_BUCKETS else ""
     return Table(
         "Buckets.",

@@ -45,7 +45,7 @@ def forecast_section(statistics: Statistics, forecast: Forecast) -> Section:
     )
 
 
-def _room(size: float) -> str:
+def _room(size: float | int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
             return f"{number(size / scale, 1)} {unit}"

@@ -6,7 +6,7 @@ from flowgrain.data.records import SliceRecord
 from flowgrain.report.page import Block, Details, Section, Tree, TreeNode, Trees
 from flowgrain.report.slices_tiles import Tiles, plain
 from flowgrain.report.wording import counted
-from flowgrain.slices.advice import Advice
+from flowgrain.slices.advising import Advice
 from flowgrain.slices.finding import WHOLE_IMAGE
 from flowgrain.slices.statistics import RootView, Statistics
 

@@ -4,7 +4,7 @@ from flowgrain.report.page import Block, Figure, FigureRow, GridRow, PictureStri
 from flowgrain.report.slices_figures import histogram_figure
 from flowgrain.report.slices_tiles import Tiles
 from flowgrain.report.wording import NONE, counted, number, whole_percent
-from flowgrain.slices.advice import blurred
+from flowgrain.slices.level_advice import blurred
 from flowgrain.slices.statistics import LevelStatistics, Statistics
 
 _SHARPEST_BAR = 4

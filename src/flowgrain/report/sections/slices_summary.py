@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flowgrain.report.page import Block, Details, Numbers, Paragraph, Section, Warned
 from flowgrain.report.slices_tiles import Tiles, plain
 from flowgrain.report.wording import counted, number
-from flowgrain.slices.advice import Advice
+from flowgrain.slices.advising import Advice
 from flowgrain.slices.statistics import Statistics
 
 _SHOWN = 8

@@ -55,4 +55,4 @@ Detectors = Annotated[
     Annotated[OneDetector, Tag("one")] | Annotated[tuple[OneDetector, ...], Field(min_length=1), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
-"""One detector, or several of which the first that finds something counts."""
+"""One detector, or several of which the first that finds something usable counts."""

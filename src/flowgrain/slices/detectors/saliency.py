@@ -6,6 +6,7 @@ sum (integral image). The map is quantised to whole numbers first, hence sums ar
 position, not by rounding.
 """
 
+import weakref
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 from scipy import ndimage
 
+from flowgrain.data.records import Box
 from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
 
 _WORKING_SIDE = 192
@@ -55,14 +57,28 @@ class SaliencyDetector(Detector):
         x0, y0, x1, y1 = view.region
         scale = max(x1 - x0, y1 - y0) / _WORKING_SIDE
         size = max(round((x1 - x0) / scale), 1), max(round((y1 - y0) / scale), 1)
-        small = view.image.resize(size, Image.Resampling.BOX, view.region)
-        saliency = saliency_map(np.asarray(small, dtype=np.float64))
-        windows = best_windows(saliency, self._config, self._windows)
+        windows = best_windows(_map_of(view.image, view.region, size), self._config, self._windows)
         across, down = (x1 - x0) / size[0], (y1 - y0) / size[1]
         return [
             Detection((x0 + a * across, y0 + b * down, x0 + c * across, y0 + d * down), "detail", score)
             for (a, b, c, d), score in windows
         ]
+
+
+_known: dict[int, dict[Box, np.ndarray]] = {}
+"""Maps by the id of the image and the region: levels that look at one region look at one map."""
+
+
+def _map_of(image: Image.Image, region: Box, size: tuple[int, int]) -> Int64[np.ndarray, "h w"]:
+    """The saliency of a region at a working size, computed once while the image is in memory."""
+    if id(image) not in _known:
+        _known[id(image)] = {}
+        weakref.finalize(image, _known.pop, id(image))
+    maps = _known[id(image)]
+    if region not in maps:
+        small = image.resize(size, Image.Resampling.BOX, region)
+        maps[region] = saliency_map(np.asarray(small, dtype=np.float64))
+    return maps[region]
 
 
 def saliency_map(pixels: Float64[np.ndarray, "h w 3"]) -> Int64[np.ndarray, "h w"]:

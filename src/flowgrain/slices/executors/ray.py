@@ -10,19 +10,26 @@ under the same path.
 import logging
 import os
 import pickle
+import shutil
+import sys
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowgrain.clock import Clock
 from flowgrain.data.records import SliceRecord
-from flowgrain.errors import FlowgrainError, MissingExtraError
+from flowgrain.errors import FlowgrainError, MissingExtraError, ProcessLostError
 from flowgrain.slices.chunk_work import ChunkReport, ChunkWork, write_image
 from flowgrain.slices.chunks import Chunk
-from flowgrain.slices.executors.base import Executor, OnChunk, OnImage
+from flowgrain.slices.executors.base import POLL, Executor, OnChunk, OnImage
+from flowgrain.slices.executors.trail import FAULT, TRAILS, Trail
 from flowgrain.slices.outputs import FolderOutput, Output, ShardOutput
 from flowgrain.slices.pieces import Cut, Fault, Looked, Picture, WorkSettings
 from flowgrain.slices.store import Part, Store
@@ -30,6 +37,8 @@ from flowgrain.slices.work import Workbench
 from flowgrain.vlm.asker import Spending
 
 _COLUMN = "pickled"
+_LONGEST = 300
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _Row = Mapping[str, Any]
 
 
@@ -69,18 +78,47 @@ class RayExecutor(Executor):
         self._workers = workers
         _require_ray()
 
-    def run(self, settings: WorkSettings, chunks: Iterable[Chunk], on_chunk: OnChunk, on_image: OnImage) -> None:
+    def run(self, settings: WorkSettings, chunks: Iterable[Chunk | None], on_chunk: OnChunk, on_image: OnImage) -> None:
         """See :class:`Executor`. All chunks are claimed at once: one driver works on a data set."""
         import ray
+        from ray.exceptions import RayError, RayTaskError
 
         started_here = not ray.is_initialized()
         if started_here:
-            _start(self._workers)
+            start_cluster(self._workers)
+        trails = _store(settings).state / TRAILS / uuid.uuid4().hex
         try:
-            _collect(settings, _stream(settings, list(chunks)), on_chunk, on_image)
+            for some in _rounds(chunks):
+                _collect(settings, _stream(settings, some, trails), on_chunk, on_image)
+        except RayTaskError:
+            raise  # a bug
+        except RayError as error:
+            what = " ".join(str(error).split())[:_LONGEST]
+            raise ProcessLostError(
+                f"the cluster failed ({type(error).__name__}: {what}); finished chunks are kept, run the same command "
+                "to go on"
+            ) from None
         finally:
+            shutil.rmtree(trails, ignore_errors=True)
+            if not any(trails.parent.glob("*")):
+                shutil.rmtree(trails.parent, ignore_errors=True)
             if started_here:
                 ray.shutdown()
+
+
+def _rounds(chunks: Iterable[Chunk | None]) -> Iterator[list[Chunk]]:
+    """All chunks that can be had at a time; what others have is waited for when these are done."""
+    some: list[Chunk] = []
+    for chunk in chunks:
+        if chunk is not None:
+            some.append(chunk)
+        elif some:
+            yield some
+            some = []
+        else:
+            time.sleep(POLL)
+    if some:
+        yield some
 
 
 def _require_ray() -> None:
@@ -90,23 +128,46 @@ def _require_ray() -> None:
         raise MissingExtraError("ray", "ray", "--executor ray") from None
 
 
-def _start(workers: int | None) -> None:
+def start_cluster(workers: int | None) -> None:
     """Join the cluster of RAY_ADDRESS or start one here."""
     import ray
 
-    options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
         # actors keep half a CPU each, the tasks need another
         options |= {"num_cpus": max(workers or len(os.sched_getaffinity(0)), 2), "include_dashboard": False}
-    ray.init(**options)
+    with _quiet():
+        ray.init(**options)
 
 
-def _stream(settings: WorkSettings, chunks: list[Chunk]) -> Iterator[_Batch]:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of Ray's own below fatal errors on the terminal, where it is started in the block.
+
+    It says so itself, past every setting, so that stderr is closed meanwhile. RAY_BACKEND_LOG_LEVEL brings all back.
+    """
+    if _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = "fatal"
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+        del os.environ[_LOG_LEVEL]
+
+
+def _stream(settings: WorkSettings, chunks: list[Chunk], trails: Path) -> Iterator[_Batch]:
     """The batches of all chunks in their order, through the three stages."""
     import ray
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -115,15 +176,14 @@ def _stream(settings: WorkSettings, chunks: list[Chunk]) -> Iterator[_Batch]:
     actors = int(cluster.get("GPU", 0)) if gpu else int(cluster.get("CPU", 2)) // 4
     # asking for other resources than the tasks do keeps Ray from putting both in one process
     share = {"num_gpus": 1} if gpu else {"num_cpus": 0.5}
-    light, chosen = replace(settings, device="cpu", threads=1), replace(settings, threads=1)
+    light = {"settings": replace(settings, device="cpu", threads=1), "trails": trails}
+    heavy = {"settings": replace(settings, threads=1), "trails": trails}
     sent = [{_COLUMN: pickle.dumps(chunk)} for chunk in chunks]
     dataset: Any = ray.data.from_items(sent, override_num_blocks=len(sent))
-    dataset = dataset.map_batches(_look, batch_size=1, fn_kwargs={"settings": light}, num_cpus=1)
+    dataset = dataset.map_batches(_look, batch_size=1, fn_kwargs=light, num_cpus=1)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(actors, 1))
-    dataset = dataset.map_batches(
-        _Finder, batch_size=1, fn_constructor_kwargs={"settings": chosen}, compute=pool, **share
-    )
-    dataset = dataset.map_batches(_write, batch_size=1, fn_kwargs={"settings": light}, num_cpus=1)
+    dataset = dataset.map_batches(_Finder, batch_size=1, fn_constructor_kwargs=heavy, compute=pool, **share)
+    dataset = dataset.map_batches(_write, batch_size=1, fn_kwargs=light, num_cpus=1)
     for row in dataset.iter_rows():
         sent_back = pickle.loads(row[_COLUMN])
         if isinstance(sent_back, _Failure):
@@ -163,17 +223,16 @@ def _collect(settings: WorkSettings, batches: Iterator[_Batch], on_chunk: OnChun
 
 def _shelve(batch: _Batch, output: Output) -> dict[str, Part]:
     """Put the encoded slices of a batch in the chunk's shard; the parts as they are then."""
-    placed: dict[str, SliceRecord] = {}
-    where: dict[str, tuple[str, ...]] = {}
-    for record, picture, mask in batch.slices:
-        placed[record.slice_id], where[record.slice_id] = output.add(record, picture, mask)
+    encoded = {record.slice_id: (picture, mask) for record, picture, mask in batch.slices}
     parts: dict[str, Part] = {}
     for looked in batch.looked:
-        part = batch.parts[looked.name]
-        records = tuple(placed[record.slice_id] for record in part.records)
+        part, records, files = batch.parts[looked.name], [], {}
+        for record in part.records:
+            placed, where = output.add(record, *encoded[record.slice_id])
+            records.append(placed)
+            files |= dict.fromkeys(where, 0)
         output.end_image(records)
-        files = {file: 0 for record in records for file in where[record.slice_id]}
-        parts[looked.name] = part.model_copy(update={"records": records, "files": files})
+        parts[looked.name] = part.model_copy(update={"records": tuple(records), "files": files})
     return parts
 
 
@@ -193,15 +252,20 @@ def _store(settings: WorkSettings) -> Store:
     return Store(settings.out)
 
 
-def _look(row: _Row, settings: WorkSettings) -> Iterator[dict[str, np.ndarray]]:
-    """On a CPU: what has to be done of a chunk, and its images decoded."""
+def _look(row: _Row, settings: WorkSettings, trails: Path) -> Iterator[dict[str, np.ndarray]]:
+    """On a CPU: what has to be done of a chunk, and its images decoded.
+
+    Where a decoder kills the process, Ray tries again; an image at which that happened twice is rejected.
+    """
     chunk: Chunk = pickle.loads(row[_COLUMN][0])
     try:
+        trail = Trail(trails / f"{chunk.id}-look")
         bench, store = _light_bench(settings), _store(settings)
         work = ChunkWork(bench, store, chunk)
         kept = work.unchanged()
         if kept is None:
             yield _sent(_Batch(chunk, 0, unchanged=True))
+            trail.end()
             return
         store.begin(chunk.id)
         batches = list(work.batches(kept))
@@ -209,11 +273,13 @@ def _look(row: _Row, settings: WorkSettings) -> Iterator[dict[str, np.ndarray]]:
             clock = Clock()
             bench.clock = clock
             batch = _Batch(chunk, number, [each.looked() for each in examined], last=number == len(batches) - 1)
-            batch.pictures = [bench.open(each) for each in examined]
+            batch.pictures = [bench.open(each) if trail.may_enter(each.item.name) else FAULT for each in examined]
+            trail.leave()
             if number == 0:
                 batch.parts, batch.kept = dict(kept), len(kept)
             batch.seconds = clock.seconds
             yield _sent(batch)
+        trail.end()
     except FlowgrainError as error:
         yield _sent(_Failure(error))
 
@@ -221,8 +287,8 @@ def _look(row: _Row, settings: WorkSettings) -> Iterator[dict[str, np.ndarray]]:
 class _Finder:
     """On an actor: the detectors of the configuration, loaded once."""
 
-    def __init__(self, settings: WorkSettings):
-        self._settings = settings
+    def __init__(self, settings: WorkSettings, trails: Path):
+        self._settings, self._trails = settings, trails
         self._bench: Workbench | None = None
 
     def __call__(self, row: _Row) -> dict[str, np.ndarray]:
@@ -231,33 +297,42 @@ class _Finder:
         if isinstance(batch, _Failure) or batch.unchanged:
             return _sent(batch)
         try:
+            trail = Trail(self._trails / f"{batch.chunk.id}-find-{batch.number}")
             bench = self._bench = self._bench or Workbench(self._settings)
             bench.clock = Clock()
             spent = bench.spending
+            if len(batch.looked) != 1:
+                trail.enter(", ".join(each.name for each in batch.looked))
+            elif not trail.may_enter(batch.looked[0].name):
+                batch.pictures = [FAULT]
             batch.cuts = bench.cut_opened([bench.recall(each) for each in batch.looked], batch.pictures)
             batch.pictures, batch.spent = [], bench.spending - spent
             batch.seconds |= bench.clock.seconds
+            trail.end()
         except FlowgrainError as error:
             return _sent(_Failure(error))
         return _sent(batch)
 
 
-def _write(row: _Row, settings: WorkSettings) -> dict[str, np.ndarray]:
+def _write(row: _Row, settings: WorkSettings, trails: Path) -> dict[str, np.ndarray]:
     """On a CPU: cut, encode and write a batch."""
     batch = pickle.loads(row[_COLUMN][0])
     if isinstance(batch, _Failure) or batch.unchanged:
         return _sent(batch)
     try:
+        trail = Trail(trails / f"{batch.chunk.id}-write-{batch.number}")
         bench, store = _light_bench(settings), _store(settings)
         bench.clock = Clock()
         shards = settings.config.layout == "webdataset"
         output: Output = _Encoded() if shards else FolderOutput(store, store.journal(batch.chunk.id))
         for looked, cut in zip(batch.looked, batch.cuts, strict=True):
+            trail.enter(looked.name)
             batch.parts[looked.name] = write_image(bench.recall(looked), cut, output, bench.clock)
         batch.sizes = output.close()
         batch.slices = output.slices if isinstance(output, _Encoded) else []
         for stage, seconds in bench.clock.seconds.items():
             batch.seconds[stage] = batch.seconds.get(stage, 0.0) + seconds
+        trail.end()
     except FlowgrainError as error:
         return _sent(_Failure(error))
     batch.cuts = []

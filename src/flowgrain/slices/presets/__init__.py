@@ -13,6 +13,8 @@ from flowgrain.errors import ConfigError
 DEFAULT_PRESET = "flux-1024"
 KINDS = ("sizes", "subjects")
 _FOLDER = Path(__file__).parent
+LEVELS_PATH = _FOLDER / "levels.yaml"
+"""The default levels, on which every size stands."""
 
 
 def preset_names(kind: str | None = None) -> list[str]:
