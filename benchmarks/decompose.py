@@ -3,7 +3,7 @@
     python benchmarks/decompose.py [--quick]
 
 * total_over_stages: a run in this process over the sum of its stages, each done alone over the same pictures
-  (read and hash, decode, find boxes, decide, render, measure, encode, write);
+  (read and hash, decode, find boxes, decide, render, measure, encode, write, the contact sheet of 24 roots);
 * over_pillow: the same run over a plain Pillow loop that is told every crop and only opens, crops, resizes and
   saves, at the same level of compression;
 * workers_2_over_1: images a second of two worker processes over one (600 small photographs, some 20 chunks), start-up
@@ -33,6 +33,7 @@ from flowgrain.data.images import decode_image, sha1_of_bytes
 from flowgrain.data.records import SliceRecord
 from flowgrain.files import replace_bytes, sync_files
 from flowgrain.slices.config import DecomposeConfig
+from flowgrain.slices.contact_sheet import update_contact_sheet
 from flowgrain.slices.cutting import cut, inputs_digest, render
 from flowgrain.slices.decompose import RunOptions, decompose
 from flowgrain.slices.detectors import DetectorContext
@@ -71,7 +72,8 @@ def stages(source: Path, out: Path) -> dict[str, float]:
     scheme = Schemes(SETTINGS, DetectorContext(source, "", 1)).base
     items = [Item(collection, name) for name in collection.names()]
     clock = Clock()
-    files = []
+    files: list[Path] = []
+    records: list[SliceRecord] = []
     for item in items:
         with clock.stage("read and hash"):
             data = item.read()
@@ -94,8 +96,11 @@ def stages(source: Path, out: Path) -> dict[str, float]:
             for data, record in zip(encoded, cuts.records, strict=True):
                 replace_bytes(out / record.path, data)
                 files.append(out / record.path)
+        records += cuts.records
     with clock.stage("write"):
         sync_files(files)
+    with clock.stage("contact sheet (24 roots)"):
+        update_contact_sheet(out, records)
     return clock.seconds
 
 

@@ -178,8 +178,11 @@ def _describe(schema: type[Config], layered: Layered, problems: list[Any]) -> st
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
         return f"{where}{key}: '{shorten(tag)}' is none that there is; {hint}"
     got = "" if problem["type"] in ("missing", "value_error") or isinstance(shown, dict) else f" (got {show(shown)})"
-    name = ".".join(location) if problem["type"] == "missing" else key
-    return f"{where}{name}: {message}{got}"
+    if problem["type"] == "missing":
+        inside = (origin for name, origin in layered.origins.items() if name.startswith(f"{key}."))
+        where = f"{own}: " if (own := layered.origins.get(key) or next(inside, None)) else where
+        key = f"{key}.{location[-1]}" if len(location) > 1 else location[-1]
+    return f"{where}{key}: {message}{got}"
 
 
 def _message(problem: Any) -> str:

@@ -218,14 +218,15 @@ def _parse_override(text: str) -> Layered:
     if not equals or not all(parts):
         raise ConfigError(printable(f"override '{shown}': expected key=value, for example optimizer.lr=1e-4"))
     try:
-        _, _, value = _load_yaml(raw, Path(f"override '{key.strip()}'"))
+        _, located, value = _load_yaml(raw, Path(f"override '{key.strip()}'"))
     except RecursionError:
         raise ConfigError(printable(f"override '{shown}': value is not valid YAML: nested too deeply")) from None
     except _YAML_ERRORS as error:
         raise ConfigError(printable(f"override '{shown}': value is not valid YAML: {_reason(error)}")) from None
     for part in reversed(parts):
         value = {part: value}
-    return Layered(value, {key.strip(): OVERRIDE_ORIGIN})
+    keys = (key.strip(), *(f"{key.strip()}.{inner}" for inner in located))
+    return Layered(value, dict.fromkeys(keys, OVERRIDE_ORIGIN))
 
 
 def _reason(error: Exception) -> str:

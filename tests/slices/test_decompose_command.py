@@ -30,7 +30,7 @@ def run(*arguments):
 def test_a_run_reports_counts_and_where_to_look(source, tmp_path):
     result = run(source, "--out", tmp_path / "out", "--preset", "tiny-128", "trigger=emo style")
     assert result.exit_code == 0, result.output
-    for text in ("3 slices of 1 roots from 1 images", "K=3: 1", "128x128: 3", "template: 2, root: 1", "contact_sheet"):
+    for text in ("3 slices of 1 roots from 1 images", "K=3: 1", "128x128: 3", "template: 2, root: 1", "report.html"):
         assert text in result.output
     assert "close-up of a sun, emo style" in (tmp_path / "out" / "manifest.jsonl").read_text()
 

@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowgrain.config import describe_origins, load_config
+from flowgrain.data.collections import Folder, Item
 from flowgrain.data.collections.base import by_stem, stem_of
 from flowgrain.errors import ConfigError, DataError, ModelError
 from flowgrain.slices.chunks import MOST, cut_into_chunks
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.decompose import RunOptions, decompose
-from flowgrain.slices.detectors import Detection, Detector, DetectorConfig
+from flowgrain.slices.detectors import Detection, Detector, DetectorConfig, DetectorContext, View
+from flowgrain.slices.detectors.grid import GridConfig
 from flowgrain.slices.executors.local import WorkerProcesses
 from flowgrain.slices.presets import preset_path
+from flowgrain.slices.scheme import Schemes
 from flowgrain.slices.settings import load_settings, settings_of_image
 from flowgrain.slices.sharing import Presence
 from flowgrain.slices.store import Store
@@ -245,8 +248,6 @@ def test_where_settings_come_from(tmp_path):
     only = load_settings([], None, None, ["each_level.min_side=20"])[0]
     assert [level.min_side for level in only.levels.values()] == [20, 20, 20]
     assert layered.origins["levels.meso.min_side"] == "command line"
-    from flowgrain.data.collections import Folder
-
     own, origins = settings_of_image(settings, layered, Folder(source), "a/photo000.png")
     assert own.trigger == "its own" and origins.origins["trigger"].endswith("photo000.decompose.yaml:1")
     assert settings_of_image(settings, layered, Folder(source), "b/photo001.png")[0] == settings
@@ -261,13 +262,29 @@ def test_boxes_and_scores_are_rounded_before_decisions():
 
 
 def test_detectors_are_built_once_and_shared(tmp_path, monkeypatch):
-    from flowgrain.slices.detectors.base import DetectorContext
-    from flowgrain.slices.detectors.grid import GridConfig
-    from flowgrain.slices.scheme import Schemes
-
     built = []
     monkeypatch.setattr(GridConfig, "build", lambda self, context: built.append(context) or Exploding())
     schemes = Schemes(config("levels.micro.detector=grid"), DetectorContext(tmp_path, "", 1))
     assert schemes.of({}) is schemes.base and schemes.of({"trigger": "a"}) is schemes.of({"trigger": "a"})
     assert schemes.of({"trigger": "a"}).levels[2].detectors == schemes.base.levels[2].detectors and len(built) == 1
     assert isinstance(GridConfig(), DetectorConfig)
+
+
+class Weighty(Exploding):
+    def fingerprint(self):
+        return "weights of 40 MB"
+
+
+def test_what_is_known_of_weights_stands_in_for_them(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(GridConfig, "build", lambda self, context: built.append(context) or Weighty())
+    settings, context = config("levels.micro.detector=grid"), DetectorContext(tmp_path, "", 1)
+    full = Schemes(settings, context)
+    assert len(built) == 1 and not full.weights().upscalers
+    light = Schemes(settings, context, elsewhere=full.weights())
+    assert len(built) == 1 and light.base.digest == full.base.digest
+    (stand_in,) = light.base.levels[2].detectors
+    assert (stand_in.kind, stand_in.batch_size) == ("grid", 1)
+    with pytest.raises(RuntimeError, match="weights in another process"):
+        stand_in.detect(View(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0), Item(Folder(tmp_path), "fox.png")))
+    assert light.base.levels[1].detectors[0].kind == "saliency"  # has none, and is built

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from flowgrain.config import Layered
     from flowgrain.data.collections import Collection
@@ -91,11 +91,7 @@ def decompose(
     Run it again after adding, changing or removing images: only those are done anew. Look at
     DATASET/report.html before training.
     """
-    from flowgrain.slices.settings import load_settings
-
-    given = [*(_detector_override(text) for text in detector or []), *(overrides or [])]
-    folder = Path(source) if Path(source).is_dir() else None
-    settings, layered = load_settings(preset or [], folder, config, given)
+    settings, layered = _load(source, preset or [], config, detector or [], overrides or [])
     if print_config:
         _print_config(settings, layered, source, image)
     elif image is not None:
@@ -120,6 +116,7 @@ def _run(
     from flowgrain.config import describe_origins
     from flowgrain.data.collections import open_collection
     from flowgrain.report.slices_page import RunNotes, write_slices_page
+    from flowgrain.slices.store import writing
     from flowgrain.slices.tuning import forecast, sampled
 
     collection = open_collection(source)
@@ -128,7 +125,8 @@ def _run(
     expected = None if sample is None else forecast(summary, len(collection.names()), out)
     if out is not None:
         origins = {key: origin for key, _, origin in describe_origins(settings, layered)}
-        write_slices_page(out, RunNotes(origins=origins, forecast=expected))
+        with writing(out):
+            write_slices_page(out, RunNotes(origins=origins, forecast=expected))
     print_summary(summary, out)
     if expected is not None:
         print_forecast(expected)
@@ -150,13 +148,51 @@ def _detector_override(text: str) -> str:
     return f"levels.{level}.detector={json.dumps(detector, ensure_ascii=False)}"
 
 
+def _load(
+    source: str, presets: list[str], config: Path | None, detectors: list[str], overrides: list[str]
+) -> "tuple[DecomposeConfig, Layered]":
+    from flowgrain.errors import ConfigError
+    from flowgrain.slices.settings import load_settings
+
+    folder = Path(source) if Path(source).is_dir() else None
+    given = [_detector_override(text) for text in detectors]
+    try:
+        return load_settings(presets, folder, config, [*given, *overrides])
+    except ConfigError as error:
+        levels = list(_levels_without_detectors(presets, folder, config, overrides))
+        unknown = next((text for text in detectors if levels and text.partition("=")[0] not in levels), None)
+        if unknown is None:
+            raise
+        raise ConfigError(
+            f"--detector {unknown}: no level of that name, levels are {', '.join(levels)}; one of your own needs its "
+            "granularity too, for example levels.NAME.granularity=micro"
+        ) from error
+
+
+def _levels_without_detectors(
+    presets: list[str], folder: Path | None, config: Path | None, overrides: list[str]
+) -> "Iterable[str]":
+    from flowgrain.errors import ConfigError
+    from flowgrain.slices.settings import load_settings
+
+    try:
+        return load_settings(presets, folder, config, overrides)[0].levels
+    except ConfigError:  # then it is not the detectors alone
+        return ()
+
+
 def _print_config(config: "DecomposeConfig", layered: "Layered", source: str, image: str | None) -> None:
     from flowgrain.config import describe_origins
     from flowgrain.data.collections import open_collection
+    from flowgrain.errors import DataError
     from flowgrain.slices.settings import settings_of_image
 
     if image is not None:
-        config, layered = settings_of_image(config, layered, open_collection(source), image)
+        collection = open_collection(source)
+        names = collection.names()
+        if image not in names:
+            raise DataError(f"--image {image}: no such image in {source}; they are called like '{names[0]}'")
+        config, layered = settings_of_image(config, layered, collection, image)
     for key, value, origin in describe_origins(config, layered):
         typer.echo(f"{key} = {value!r}    # {origin}")
 

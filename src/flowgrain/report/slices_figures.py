@@ -46,4 +46,5 @@ def _ticks(bars: Sequence[Bar]) -> list[float]:
     powers = [2.0**power for power in range(-10, 21) if low <= 2.0**power <= high]
     if len(powers) < 3:
         powers = [value for half in range(-20, 41) if low <= (value := float(f"{2.0 ** (half / 2):.2g}")) <= high]
+    powers = powers or [float(f"{(low * high) ** 0.5:.2g}")]
     return powers[:: -(-len(powers) // _MOST_TICKS)]

@@ -36,6 +36,11 @@ class Models:
         return 1 if self._captioner is None else self._captioner.batch_size
 
     @property
+    def fingerprint(self) -> str:
+        """Digest of what the captioner is told."""
+        return "" if self._captioner is None else self._captioner.fingerprint()
+
+    @property
     def spending(self) -> Spending:
         """What this process has asked."""
         return sum((asker.spending for _, asker in self._askers()), Spending())

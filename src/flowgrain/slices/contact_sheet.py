@@ -37,7 +37,7 @@ def update_contact_sheet(folder: Path, records: list[SliceRecord]) -> None:
     """Write the contact sheet of the first roots of a data set, unless the one there is of the same slices."""
     path = folder / CONTACT_SHEET_NAME
     buffer = io.BytesIO()
-    contact_sheet(folder, records).save(buffer, "PNG")
+    contact_sheet(folder, records).save(buffer, "PNG", compress_level=4)
     if not path.exists() or path.read_bytes() != buffer.getvalue():
         atomic_write_bytes(path, buffer.getvalue())
 

@@ -8,6 +8,7 @@ processes and machines give the same files.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from flowgrain.slices.cutting import RejectRecord
 from flowgrain.slices.executors import Executor, local_executor
 from flowgrain.slices.pieces import WorkSettings, shown
 from flowgrain.slices.sharing import Presence
-from flowgrain.slices.store import Store
+from flowgrain.slices.store import Store, writing
 from flowgrain.slices.summary import Summary
 from flowgrain.slices.work import UNLISTED, UNREADABLE, Workbench
 from flowgrain.vlm.asker import Spending
@@ -59,20 +60,21 @@ def decompose(
 
     An image that cannot be read is listed in the rejects and the run goes on. Raises :class:`DataError` where no
     image gives a slice, where files about the images are malformed, and where ``out`` lies in ``source`` or holds
-    something else; other :class:`flowgrain.errors.FlowgrainError` where a model cannot be used.
+    something else or cannot be written; other :class:`flowgrain.errors.FlowgrainError` where a model cannot be used.
     """
     options = options or RunOptions()
     collection = Folder(source) if isinstance(source, Path) else source
-    _check_apart(collection.folder, out)
+    origin = str(source.resolve()) if isinstance(source, Path) else options.origin
+    _check_apart(collection, origin, out)
     names = collection.names()
     chunks = list(cut_into_chunks(names))
-    store = Store(out)
-    origin = str(source.resolve()) if isinstance(source, Path) else options.origin
-    if origin is not None:
-        store.remember_source(origin)
     settings = WorkSettings(collection, config, out, options.device, options.threads)
     run = _Run(len(names), on_image)
-    with Presence(store.state, _job_digest(collection, config, names)) as presence:
+    with writing(out), ExitStack() as stack:
+        store = Store(out)
+        if origin is not None:
+            store.remember_source(origin)
+        presence = stack.enter_context(Presence(store.state, _job_digest(collection, config, names)))
 
         def on_chunk(chunk: Chunk, report: ChunkReport) -> None:
             presence.release(chunk)
@@ -184,8 +186,11 @@ def _job_digest(collection: Collection, config: DecomposeConfig, names: Sequence
     return digest.hexdigest()
 
 
-def _check_apart(source: Path, out: Path) -> None:
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+def _check_apart(collection: Collection, origin: str | None, out: Path) -> None:
+    """Refuse a data set in a folder that is searched for images. Tars and tables may lie beside it, or above."""
+    searched = [collection.folder] if isinstance(collection, Folder) else []
+    searched += [Path(origin)] if origin is not None and Path(origin).is_dir() else []
+    if any(folder.resolve() in (out.resolve(), *out.resolve().parents) for folder in searched):
         raise DataError(f"{out}: lies in the source folder, its slices would be taken for images; put it elsewhere")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from flowgrain.data.collections import Collection, Item
+from flowgrain.slices.absent import Weights
 from flowgrain.slices.config import DecomposeConfig
 from flowgrain.slices.cutting import Cuts
 from flowgrain.slices.scheme import Scheme
@@ -23,6 +24,8 @@ class WorkSettings:
     threads: int | None = None
     asks: bool = True
     """Whether models behind endpoints may be asked; False counts the questions instead."""
+    elsewhere: Weights | None = None
+    """Detectors and upscalers whose weights another process holds."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,15 @@ from typing import Any
 
 from flowgrain.data.buckets import Bucket, best_aspect_match
 from flowgrain.data.records import Box
+from flowgrain.slices.absent import (
+    AbsentDetector,
+    AbsentUpscaler,
+    DetectorKey,
+    KnownDetector,
+    KnownUpscaler,
+    UpscalerKey,
+    Weights,
+)
 from flowgrain.slices.config import DecomposeConfig, LevelConfig, overridden
 from flowgrain.slices.detectors import Detection, Detector, DetectorConfig, DetectorContext, View
 from flowgrain.slices.detectors.vlm import VlmDetector, VlmDetectorConfig
@@ -101,12 +110,18 @@ class Unasked(Detector):
 class Schemes:
     """Builds schemes, each once, and the detectors that they share, each once."""
 
-    def __init__(self, config: DecomposeConfig, context: DetectorContext, asks: bool = True):
-        """``asks`` False: detectors that ask others find nothing, and what they would ask is counted."""
+    def __init__(
+        self, config: DecomposeConfig, context: DetectorContext, asks: bool = True, elsewhere: Weights | None = None
+    ):
+        """``asks`` False: detectors that ask others find nothing, and what they would ask is counted.
+
+        Of what ``elsewhere`` knows no weights are loaded here.
+        """
         self._context = context
         self._asks = asks
-        self._upscalers: dict[tuple[str, float], Upscaler] = {}
-        self._detectors: dict[tuple[str, str, int], Detector] = {}
+        self._elsewhere = elsewhere or Weights()
+        self._upscalers: dict[UpscalerKey, Upscaler] = {}
+        self._detectors: dict[DetectorKey, Detector] = {}
         self._schemes: dict[str, Scheme] = {}
         self._lock = threading.Lock()
         self._config = config
@@ -139,9 +154,19 @@ class Schemes:
     def _upscaler(self, config: UpscalerConfig, lanczos_max: float) -> Upscaler:
         key = (config.model_dump_json(), lanczos_max)
         if key not in self._upscalers:
+            known = self._elsewhere.upscalers.get(key)
             context = UpscalerContext(lanczos_max, self._context.device, self._context.threads)
-            self._upscalers[key] = config.build(context)
+            self._upscalers[key] = config.build(context) if known is None else AbsentUpscaler(known)
         return self._upscalers[key]
+
+    def weights(self) -> Weights:
+        """What there is with weights so far."""
+        detectors = ((key, d, d.fingerprint()) for key, d in self._detectors.items() if not isinstance(d, VlmDetector))
+        upscalers = ((key, upscaler, upscaler.fingerprint()) for key, upscaler in self._upscalers.items())
+        return Weights(
+            {key: KnownDetector(d.kind, d.batch_size, digest) for key, d, digest in detectors if digest},
+            {key: KnownUpscaler(u.name, u.max_factor, digest) for key, u, digest in upscalers if digest},
+        )
 
     def asking(self) -> list[tuple[str, VlmDetector]]:
         """(level, detector) of every detector that asks a model."""
@@ -159,6 +184,8 @@ class Schemes:
             context = replace(self._context, level=name, max_instances=level.max_instances)
             if isinstance(config, VlmDetectorConfig) and not self._asks:
                 self._detectors[key] = Unasked(config)
+            elif key in self._elsewhere.detectors:
+                self._detectors[key] = AbsentDetector(self._elsewhere.detectors[key])
             else:
                 self._detectors[key] = config.build(context)
         return self._detectors[key]

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -69,7 +69,10 @@ class Store:
             raise DataError(f"{folder}: not empty and no data set of decompose; give a new or empty folder")
         if self.state.is_dir() and not self._chunks.is_dir() and any(self.state.glob("*.json")):
             raise DataError(f"{folder}: made by an older version of decompose; decompose into a new folder")
-        self._chunks.mkdir(parents=True, exist_ok=True)
+        try:
+            self._chunks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made or written to ({error.strerror}); choose another") from None
 
     def chunk(self, chunk: str) -> dict[str, Part]:
         """The parts of a chunk by image, empty where it was not finished. Raises :class:`DataError` if damaged."""
@@ -235,6 +238,16 @@ class Journal:
             self._announced.update(new)
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write("".join(f"{json.dumps(entry)}\n" for entry in new))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the operating system says against writing a data set in the block, as a :class:`DataError`."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or folder}: {error.strerror or error}"
+        raise DataError(f"{what}; finished chunks are kept, run the same command to go on") from error
 
 
 def _entries(parts: Iterable[Part]) -> set[Entry]:

@@ -14,6 +14,7 @@ from flowgrain.config import merged, parse_layer, printable
 from flowgrain.data.collections import Item
 from flowgrain.data.images import decode_image, sha1_of_bytes
 from flowgrain.errors import ConfigError, DataError, FlowgrainError
+from flowgrain.slices.absent import Weights
 from flowgrain.slices.asking import Models
 from flowgrain.slices.captioners import CaptionerContext
 from flowgrain.slices.config import SETTINGS_SUFFIX
@@ -45,13 +46,18 @@ class Workbench:
         context = DetectorContext(folder, "", 1, settings.device, settings.threads, cache)
         self.settings = settings
         self.clock = Clock()
-        self._schemes = Schemes(settings.config, context, settings.asks)
+        self._schemes = Schemes(settings.config, context, settings.asks, settings.elsewhere)
         self._models = Models(settings, self._schemes, CaptionerContext(settings.config.trigger, cache))
 
     @cached_property
     def batch_size(self) -> int:
         """Images that are looked at together."""
         return max(self._schemes.base.batch_size, self._models.batch_size)
+
+    @property
+    def weights(self) -> Weights:
+        """The detectors and upscalers that have weights, for processes that are to do without them."""
+        return self._schemes.weights()
 
     @property
     def spending(self) -> Spending:
@@ -105,7 +111,13 @@ class Workbench:
             if root in seen:
                 fault = Fault(DUPLICATE_ROOT, f"same stem and bytes as {seen[root]}")
             seen.setdefault(root, name)
-        mark = (scheme.digest, inputs, sha1, "" if fault is None else (fault.code, fault.reason))
+        mark = (
+            scheme.digest,
+            self._models.fingerprint,
+            inputs,
+            sha1,
+            "" if fault is None else (fault.code, fault.reason),
+        )
         key = hashlib.sha1(repr(mark).encode()).hexdigest()
         return Examined(item, sha1, stamp, scheme, key, fault, data)
 

@@ -61,13 +61,19 @@ class _Batch:
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     spent: Spending = field(default_factory=Spending)
+    written: bool = False
+
+    def add_seconds(self, clock: Clock) -> None:
+        """Add what a stage took."""
+        for stage, seconds in clock.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 @dataclass(frozen=True)
 class _Failure:
     """An error that ends the run, raised by the driver and not by Ray."""
 
-    error: FlowgrainError
+    error: FlowgrainError | OSError
 
 
 class RayExecutor(Executor):
@@ -87,9 +93,11 @@ class RayExecutor(Executor):
         if started_here:
             start_cluster(self._workers)
         trails = _store(settings).state / TRAILS / uuid.uuid4().hex
+        light = replace(settings, device="cpu", threads=1)
+        light = replace(light, elsewhere=Workbench(light).weights)
         try:
             for some in _rounds(chunks):
-                _collect(settings, _stream(settings, some, trails), on_chunk, on_image)
+                _collect(light, _stream(settings, light, some, trails), on_chunk, on_image)
         except RayTaskError:
             raise  # a bug
         except RayError as error:
@@ -162,8 +170,8 @@ def _quiet() -> Iterator[None]:
         del os.environ[_LOG_LEVEL]
 
 
-def _stream(settings: WorkSettings, chunks: list[Chunk], trails: Path) -> Iterator[_Batch]:
-    """The batches of all chunks in their order, through the three stages."""
+def _stream(settings: WorkSettings, light: WorkSettings, chunks: list[Chunk], trails: Path) -> Iterator[_Batch]:
+    """The batches of all chunks in their order, through the three stages; ``light`` is for those without weights."""
     import ray
     import ray.data
 
@@ -176,14 +184,14 @@ def _stream(settings: WorkSettings, chunks: list[Chunk], trails: Path) -> Iterat
     actors = int(cluster.get("GPU", 0)) if gpu else int(cluster.get("CPU", 2)) // 4
     # asking for other resources than the tasks do keeps Ray from putting both in one process
     share = {"num_gpus": 1} if gpu else {"num_cpus": 0.5}
-    light = {"settings": replace(settings, device="cpu", threads=1), "trails": trails}
+    tasks = {"settings": light, "trails": trails}
     heavy = {"settings": replace(settings, threads=1), "trails": trails}
     sent = [{_COLUMN: pickle.dumps(chunk)} for chunk in chunks]
     dataset: Any = ray.data.from_items(sent, override_num_blocks=len(sent))
-    dataset = dataset.map_batches(_look, batch_size=1, fn_kwargs=light, num_cpus=1)
+    dataset = dataset.map_batches(_look, batch_size=1, fn_kwargs=tasks, num_cpus=1)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(actors, 1))
     dataset = dataset.map_batches(_Finder, batch_size=1, fn_constructor_kwargs=heavy, compute=pool, **share)
-    dataset = dataset.map_batches(_write, batch_size=1, fn_kwargs=light, num_cpus=1)
+    dataset = dataset.map_batches(_write, batch_size=1, fn_kwargs=tasks, num_cpus=1)
     for row in dataset.iter_rows():
         sent_back = pickle.loads(row[_COLUMN])
         if isinstance(sent_back, _Failure):
@@ -242,7 +250,7 @@ def _bench(pickled: bytes) -> Workbench:
 
 
 def _light_bench(settings: WorkSettings) -> Workbench:
-    """A bench of this process that never loads a detector's weights, made once a process."""
+    """A bench of this process that loads no weights, made once a process."""
     return _bench(pickle.dumps(settings))
 
 
@@ -280,7 +288,7 @@ def _look(row: _Row, settings: WorkSettings, trails: Path) -> Iterator[dict[str,
             batch.seconds = clock.seconds
             yield _sent(batch)
         trail.end()
-    except FlowgrainError as error:
+    except (FlowgrainError, OSError) as error:
         yield _sent(_Failure(error))
 
 
@@ -305,11 +313,15 @@ class _Finder:
                 trail.enter(", ".join(each.name for each in batch.looked))
             elif not trail.may_enter(batch.looked[0].name):
                 batch.pictures = [FAULT]
-            batch.cuts = bench.cut_opened([bench.recall(each) for each in batch.looked], batch.pictures)
+            examined = [bench.recall(each) for each in batch.looked]
+            batch.cuts = bench.cut_opened(examined, batch.pictures)
             batch.pictures, batch.spent = [], bench.spending - spent
-            batch.seconds |= bench.clock.seconds
+            if any(each.scheme.upscaler.fingerprint() for each in examined):
+                _write_batch(batch, bench, self._settings, trail)  # enlarging is for who has the network
+            else:
+                batch.add_seconds(bench.clock)
             trail.end()
-        except FlowgrainError as error:
+        except (FlowgrainError, OSError) as error:
             return _sent(_Failure(error))
         return _sent(batch)
 
@@ -317,26 +329,31 @@ class _Finder:
 def _write(row: _Row, settings: WorkSettings, trails: Path) -> dict[str, np.ndarray]:
     """On a CPU: cut, encode and write a batch."""
     batch = pickle.loads(row[_COLUMN][0])
-    if isinstance(batch, _Failure) or batch.unchanged:
+    if isinstance(batch, _Failure) or batch.unchanged or batch.written:
         return _sent(batch)
     try:
         trail = Trail(trails / f"{batch.chunk.id}-write-{batch.number}")
-        bench, store = _light_bench(settings), _store(settings)
+        bench = _light_bench(settings)
         bench.clock = Clock()
-        shards = settings.config.layout == "webdataset"
-        output: Output = _Encoded() if shards else FolderOutput(store, store.journal(batch.chunk.id))
-        for looked, cut in zip(batch.looked, batch.cuts, strict=True):
-            trail.enter(looked.name)
-            batch.parts[looked.name] = write_image(bench.recall(looked), cut, output, bench.clock)
-        batch.sizes = output.close()
-        batch.slices = output.slices if isinstance(output, _Encoded) else []
-        for stage, seconds in bench.clock.seconds.items():
-            batch.seconds[stage] = batch.seconds.get(stage, 0.0) + seconds
+        _write_batch(batch, bench, settings, trail)
         trail.end()
-    except FlowgrainError as error:
+    except (FlowgrainError, OSError) as error:
         return _sent(_Failure(error))
-    batch.cuts = []
     return _sent(batch)
+
+
+def _write_batch(batch: _Batch, bench: Workbench, settings: WorkSettings, trail: Trail) -> None:
+    """Crop, encode and write the slices of a batch."""
+    store = _store(settings)
+    shards = settings.config.layout == "webdataset"
+    output: Output = _Encoded() if shards else FolderOutput(store, store.journal(batch.chunk.id))
+    for looked, cut in zip(batch.looked, batch.cuts, strict=True):
+        trail.enter(looked.name)
+        batch.parts[looked.name] = write_image(bench.recall(looked), cut, output, bench.clock)
+    batch.sizes = output.close()
+    batch.slices = output.slices if isinstance(output, _Encoded) else []
+    batch.cuts, batch.written = [], True
+    batch.add_seconds(bench.clock)
 
 
 class _Encoded(Output):
