@@ -81,7 +81,7 @@ def test_a_second_run_has_nothing_to_do(hostile, decomposed):
 
 
 def test_a_folder_that_may_not_be_entered_is_listed(tmp_path, monkeypatch):
-    hostile_files(tmp_path / "photos", 60)
+    hostile_files(tmp_path / "photos", 80)
     real = os.scandir
 
     def guarded(path="."):

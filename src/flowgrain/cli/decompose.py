@@ -217,7 +217,7 @@ def _with_progress(
 
             return _work(out, options, on_image)(collection, config)
     except KeyboardInterrupt:
-        typer.echo("stopped; finished images are kept, run the same command to go on", err=True)
+        typer.echo("stopped; finished chunks are kept, run the same command to go on", err=True)
         raise typer.Exit(130) from None
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowgrain.config import printable
 from flowgrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,6 +110,7 @@ def _open(dataset: Path, source: str | None) -> "Collection":
 
 def _drawn(chosen: "Iterable[Sliced]", collection: "Collection", side: int) -> "Iterator[tuple[str, Image]]":
     """Name and picture of each image; one that cannot be read is told on stderr and left out."""
+    from flowgrain.config import printable
     from flowgrain.data.images import decode_image, sha1_of_bytes
     from flowgrain.slices.overlay import draw_overlay
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from flowgrain.config import printable
 from flowgrain.data.images import Colour
 from flowgrain.data.records import Box, SliceRecord
 from flowgrain.files import atomic_write_bytes
@@ -121,7 +122,7 @@ def on_thumbnail(
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: Colour, width: int) -> None:
     """One line, shortened with an ellipsis to fit a width in pixels."""
-    font = ImageFont.load_default(size)
+    font, text = ImageFont.load_default(size), printable(text)
     shown = text
     while shown and draw.textlength(shown if shown == text else shown + "…", font=font) > width:
         shown = shown[:-1]

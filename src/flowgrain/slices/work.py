@@ -98,7 +98,7 @@ class Workbench:
             fault = Fault(code, self._without_place(str(error), item))
         if fault is None:
             try:
-                if past is not None and stamp is not None and past[0] == stamp:
+                if past is not None and past[1] and past[0] == stamp:  # what could not be read has no SHA-1
                     sha1 = past[1]
                 else:
                     with self.clock.stage("read"):

@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -107,11 +107,11 @@ class RayExecutor(Executor):
                 "to go on"
             ) from None
         finally:
-            shutil.rmtree(trails, ignore_errors=True)
-            if not any(trails.parent.glob("*")):
-                shutil.rmtree(trails.parent, ignore_errors=True)
             if started_here:
                 ray.shutdown()
+            shutil.rmtree(trails, ignore_errors=True)
+            with suppress(OSError):  # another driver's are there, or none were
+                trails.parent.rmdir()
 
 
 def _rounds(chunks: Iterable[Chunk | None]) -> Iterator[list[Chunk]]:
