@@ -232,7 +232,8 @@ def test_configurations_by_kind():
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("lanczos:3", "takes nothing after a colon"), ("bicubic", "is none that there is; there are lanczos, ncnn, esrgan"),
+    [("lanczos:3", "takes nothing after a colon"),
+     ("bicubic", "is none that there is; there are lanczos, ncnn, esrgan"),
      ("ncnn:x8", "'animevideov3', 'x4plus' or 'x4plus-anime'"), ("esrgan", "upscaler.*file: field required"),
      ({"kind": "ncnn", "tile": 8}, "greater than or equal to 32"), (5, "expected a map|valid dictionary"),
      ({"kind": "ncnn", "model": "x4plus", "file": "a.param"}, "file stands for model and folder")],
