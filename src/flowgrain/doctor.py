@@ -26,7 +26,7 @@ _EXTRAS = {
     "bitsandbytes": ("gpu", "optimizer adamw8bit and memory.quantize nf4"),
     "torchao": ("gpu", "memory.quantize int8 and fp8"),
     "pytorch_optimizer": ("optimizers", "optimizers lion and prodigy"),
-    "openai": ("judge", "flowgrain judge"),
+    "openai": ("vlm", "flowgrain judge, and decompose with a vlm detector or captioner"),
     "fastapi": ("study", "flowgrain study"),
     "psycopg": ("postgres", "flowgrain study on PostgreSQL"),
     "torch_fidelity": ("fidelity", "Inception features: FID, sFID, Inception Score"),

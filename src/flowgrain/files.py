@@ -8,34 +8,27 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``; on any failure (full disk, kill) the old file stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        _name(error, path)
-        raise
+    with _successor(path, keep_same=False) as stream:
+        stream.write(data)
 
 
-@contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path) -> AbstractContextManager[BinaryIO]:
     """A stream into what becomes ``path`` at the end of the block, synced, unless it holds the same bytes already.
 
     On any failure the old file stays as it was.
     """
+    return _successor(path, keep_same=True)
+
+
+@contextmanager
+def _successor(path: Path, keep_same: bool) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -43,7 +36,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+        if keep_same and path.exists() and filecmp.cmp(path, temporary, shallow=False):
             os.unlink(temporary)
             return
         os.chmod(temporary, 0o644)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from pydantic import ValidationError
 
 from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import MissingExtraError, ModelError
-from flowgrain.slices.detectors import DetectorContext, View, pose
-from flowgrain.slices.detectors.blazeface import Faces, load_blazeface, merged, overlap, weights_path
+from flowgrain.slices.detectors import DetectorContext, View, people, pose
+from flowgrain.slices.detectors.blazeface import Faces, find_faces, load_blazeface, merged, overlap, weights_path
 from flowgrain.slices.detectors.face_search import faces_in
 from flowgrain.slices.detectors.people import ESTIMATE, PeopleConfig, estimated, face_parts
 from flowgrain.slices.detectors.windows import around, window
@@ -151,6 +152,45 @@ def test_only_the_region_counts_and_the_same_pixels_give_the_same(model, astrona
 def test_tiny_and_narrow_pictures_have_no_faces(size):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     assert detect(image, part="face") == []
+
+
+def test_the_number_of_threads_changes_no_bit_and_is_left_as_it_was(model, astronaut):
+    pixels = np.asarray(astronaut)[None]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            (faces,) = find_faces(model, pixels, 0.5)
+            assert torch.get_num_threads() == count
+            found.append((faces.boxes.tobytes(), faces.points.tobytes(), faces.scores.tobytes()))
+            with pytest.raises(RuntimeError):
+                find_faces(model, pixels[:, :8, :8], 0.5)  # too small for the network
+            assert torch.get_num_threads() == count, "after an error too"
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_levels_share_one_search_of_a_picture(monkeypatch, astronaut):
+    searches, poses = [], []
+    monkeypatch.setattr(people, "faces_in", lambda *asked: searches.append(asked[1:]) or faces_in(*asked))
+    body = pose.Body(everything(astronaut), np.ones((33, 3)), 0.9)
+    models = SimpleNamespace(bodies=lambda *asked: poses.append(asked) or [body])
+    monkeypatch.setattr(people, "Poses", lambda folder, threads: models)
+    monkeypatch.setattr(people, "pose_digest", lambda folder: "digest")
+    image, parts = astronaut.copy(), ("person", "upper_body", "hands", "head", "face", "eyes", "mouth")
+    found = {part: detect(image, part=part, weights="x" if part in people._BODIES else "") for part in parts}
+    assert len(searches) == len(poses) == 1
+    assert all(found[part] == detect(astronaut.copy(), part=part) for part in ("head", "face", "eyes", "mouth"))
+    searches.clear()
+    for settings in ({"scales": 2}, {"min_face_score": 0.6}, {"region": (0.0, 0.0, 400.0, 400.0)}):
+        for part in ("face", "head"):
+            detect(image, part=part, **settings)
+    assert [search[1:] for search in searches] == [
+        (everything(image), 2, 0.7), (everything(image), 3, 0.6), ((0.0, 0.0, 400.0, 400.0), 3, 0.7)
+    ]  # fmt: skip
+    page = Image.new("RGB", astronaut.size, "grey")
+    assert detect(page, part="face") == [] != detect(image, part="face")
 
 
 def test_photographs_without_people_have_no_faces():

@@ -2,20 +2,21 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from detector_views import check_batches, check_boxes, noise, view_of
 from PIL import Image
 from pydantic import TypeAdapter
 from tiny_detectors import save_detector, save_owl, save_rf_detr
 
-from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import ConfigError, ModelError
-from flowgrain.slices.detectors import DetectorContext, View
-from flowgrain.slices.detectors.hf_models import MAX_ASPECT
+from flowgrain.slices.detectors import DetectorContext
+from flowgrain.slices.detectors.hf_detector import MAX_ASPECT
 from flowgrain.slices.detectors.registry import OneDetector
 from flowgrain.slices.detectors.transformers_detection import TransformersDetectionConfig
 
@@ -27,16 +28,6 @@ LEAST = {"detr": 0.15, "conditional-detr": 0.3, "rt-detr": 0.005, "yolos": 0.15}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {kind: save_detector(kind, tmp_path_factory.mktemp("models") / kind) for kind in KINDS}
-
-
-def view_of(image, region=None):
-    whole = (0.0, 0.0, float(image.width), float(image.height))
-    return View(image, region or whole, Item(Folder(Path("nowhere")), "fox.png"))
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def build(folder, device="cpu", threads=None, **keys):
@@ -68,22 +59,12 @@ def test_boxes_are_those_of_transformers_on_the_crop(folders, kind, size, region
     boxes, scores, labels = reference(folders[kind], image.crop((x0, y0, x1, y1)), LEAST[kind])
     assert len(found) == len(scores) > 2
     assert [item.label for item in found] == labels
-    assert np.array([item.score for item in found]) == pytest.approx(scores, abs=1e-6)
-    assert np.array([item.box for item in found]) == pytest.approx(boxes + np.array([x0, y0, x0, y0]), abs=1e-4)
+    check_boxes(found, boxes, scores, (x0, y0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_found_does_not_depend_on_the_batch(folders, kind):
-    views = [view_of(noise(100, 70, seed)) for seed in range(3)]
-    views[1:1] = [view_of(noise(60, 90, 9)), view_of(noise(100, 70, 8), (0.0, 0.0, 50.0, 35.0))]
-    single = [build(folders[kind], confidence=LEAST[kind]).detect(view) for view in views]
-    several = build(folders[kind], confidence=LEAST[kind], batch_size=4).detect_all(views)
-    assert any(single)
-    for alone, together in zip(single, several, strict=True):
-        assert [item.label for item in alone] == [item.label for item in together]
-        for one, other in zip(alone, together, strict=True):
-            assert one.box == pytest.approx(other.box, abs=1e-4 * 100)
-            assert one.score == pytest.approx(other.score, abs=1e-4)
+    check_batches(partial(build, folders[kind], confidence=LEAST[kind]))
 
 
 @pytest.mark.parametrize("kind", ["detr", "conditional-detr"])
@@ -220,7 +201,7 @@ def test_damaged_folders_are_one_clear_error(folders, tmp_path):
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:400])
     with pytest.raises(ModelError) as error:
         build(folder)
-    check_one_line(error, "cannot be loaded as a detection model")
+    check_one_line(error, "cannot be loaded as a transformers model")
     shutil.copy(folders["yolos"] / "model.safetensors", folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError) as error:

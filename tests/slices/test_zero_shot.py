@@ -1,19 +1,18 @@
 """Detectors by phrases: what they find is what transformers' own parts give on the same crop, labelled with phrases."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
+from detector_views import check_batches, check_boxes, noise, view_of
 from pydantic import TypeAdapter
 from tiny_detectors import save_detector, save_grounding_dino, save_owl
 
-from flowgrain.data.collections import Folder, Item
 from flowgrain.errors import ConfigError, ModelError
-from flowgrain.slices.detectors import DetectorContext, View
+from flowgrain.slices.detectors import DetectorContext
 from flowgrain.slices.detectors.hf_models import Outputs
 from flowgrain.slices.detectors.registry import OneDetector
 from flowgrain.slices.detectors.zero_shot import DEFAULT_MODEL, ZeroShotConfig
@@ -29,16 +28,6 @@ def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("models")
     save = {name: save_owl if name.startswith("Owl") else save_grounding_dino for name in FAMILIES}
     return {name: save[name](place / name, name) for name in FAMILIES}
-
-
-def view_of(image, region=None):
-    whole = (0.0, 0.0, float(image.width), float(image.height))
-    return View(image, region or whole, Item(Folder(Path("nowhere")), "fox.png"))
-
-
-def noise(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def build(folder, phrases=PHRASES, **keys):
@@ -72,9 +61,7 @@ def test_boxes_are_those_of_transformers_on_the_crop(folders, family, size, regi
     result = reference(folders[family], image.crop((x0, y0, x1, y1)), least)
     order = torch.argsort(-result["scores"], stable=True)
     assert len(found) == len(order) > 1
-    assert np.array([item.score for item in found]) == pytest.approx(result["scores"][order].numpy(), abs=1e-6)
-    expected = result["boxes"][order].numpy() + np.array([x0, y0, x0, y0])
-    assert np.array([item.box for item in found]) == pytest.approx(expected, abs=1e-4)
+    check_boxes(found, result["boxes"][order].numpy(), result["scores"][order].numpy(), (x0, y0))
     labels = [item.label for item in found]
     if "Owl" in family:
         assert labels == [result["text_labels"][index] for index in order]
@@ -84,17 +71,8 @@ def test_boxes_are_those_of_transformers_on_the_crop(folders, family, size, regi
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_found_does_not_depend_on_the_batch(folders, family):
-    views = [view_of(noise(100, 70, seed)) for seed in range(3)]
-    views[1:1] = [view_of(noise(60, 90, 9)), view_of(noise(100, 70, 8), (0.0, 0.0, 50.0, 35.0))]
     keys = {"confidence": LEAST[family], "iou": 1, "text_threshold": None if "Owl" in family else 0.0}
-    single = [build(folders[family], **keys).detect(view) for view in views]
-    several = build(folders[family], **keys, batch_size=4).detect_all(views)
-    assert any(single)
-    for alone, together in zip(single, several, strict=True):
-        assert [item.label for item in alone] == [item.label for item in together]
-        for one, other in zip(alone, together, strict=True):
-            assert one.box == pytest.approx(other.box, abs=1e-4 * 100)
-            assert one.score == pytest.approx(other.score, abs=1e-4)
+    check_batches(partial(build, folders[family], **keys))
 
 
 def answering(monkeypatch, detector, logits, boxes):
@@ -207,7 +185,7 @@ def test_other_models_and_missing_tokenizers_are_one_clear_error(folders, tmp_pa
         shutil.copytree(folders[family], folder)
         for path in (*folder.glob("*token*"), *folder.glob("vocab*"), *folder.glob("merges*")):
             path.unlink()
-        with pytest.raises(ModelError, match=r"no tokenizer here; phrases need tokenizer\.json"):
+        with pytest.raises(ModelError, match=r"no tokenizer here; text needs tokenizer\.json"):
             build(folder)
         (folder / "tokenizer.json").write_text("{}")
         with pytest.raises(ModelError, match=r"its tokenizer cannot be loaded") as error:

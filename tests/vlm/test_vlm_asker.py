@@ -2,13 +2,14 @@
 
 import hashlib
 import multiprocessing
+import sys
 import threading
 import time
 
 import pytest
 from fake_endpoint import Fail, FakeEndpoint, Say
 
-from flowgrain.errors import ConfigError
+from flowgrain.errors import ConfigError, MissingExtraError
 from flowgrain.vlm.answers import Query, read_object
 from flowgrain.vlm.asker import Asker, AskingForecast, Spending, question_key
 from flowgrain.vlm.failures import BudgetError
@@ -205,6 +206,12 @@ def test_nothing_is_opened_before_the_first_question_and_closing_is_not_the_end(
         assert asker.spending.questions == 2
     with pytest.raises(ConfigError, match="no model is named"):
         Asker(VlmConfig(), "things", None)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r"flowgrain\[vlm\]"):
+        Asker(settings("http://localhost/v1"), "things", None).ask(queries("a"))
 
 
 def test_the_key_of_a_question_is_all_that_its_answer_depends_on():

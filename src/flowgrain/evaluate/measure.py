@@ -13,13 +13,13 @@ from flowgrain.evaluate.comparison import Comparison, Dataset, Variant
 from flowgrain.evaluate.default_metrics import default_metrics
 from flowgrain.evaluate.encoders.base import ImageEncoder
 from flowgrain.evaluate.encoders.registry import open_encoder
-from flowgrain.evaluate.encoders.transformers_loading import Precision
 from flowgrain.evaluate.feature_cache import CachedEncoder
 from flowgrain.evaluate.inception_score import InceptionScore
 from flowgrain.evaluate.precision_recall import ManifoldMetric
 from flowgrain.evaluate.results import MetricTable
 from flowgrain.evaluate.score_registry import ScoreOptions, open_score
 from flowgrain.evaluate.table import PictureSet, picture_metrics, score_metrics, shared_pictures
+from flowgrain.pretrained.precision import Precision
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowgrain.errors import ConfigError
 from flowgrain.evaluate.base import PictureScore
-from flowgrain.evaluate.encoders.transformers_loading import Precision
+from flowgrain.pretrained.precision import Precision
 
 
 @dataclass(frozen=True)

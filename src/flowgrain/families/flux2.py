@@ -27,8 +27,9 @@ from flowgrain.families.block_layers import JOINT_ATTENTION, in_blocks
 from flowgrain.families.diffusers_family import Configs
 from flowgrain.families.flow_matching import FlowMatchingFamily
 from flowgrain.families.language_model_text import reading_digests
-from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_libraries
+from flowgrain.families.loading import quiet_libraries
 from flowgrain.flow.time_laws import LinearShift
+from flowgrain.pretrained.weights import LOAD_ERRORS, one_line
 
 ADAPTER_TARGETS = (
     *in_blocks("transformer_blocks", *JOINT_ATTENTION),

@@ -4,7 +4,7 @@ import importlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flowgrain.errors import ModelError
 from flowgrain.families.peft_layers import carries_adapter, remove_adapters
-
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+from flowgrain.pretrained.transformers_loading import quiet, refuse_missing
+from flowgrain.pretrained.weights import LOAD_ERRORS, one_line
 
 
 def load_pipeline(
@@ -144,7 +144,7 @@ def load_component(folder: Path, like: Any) -> Any:
                 missing = {key for key, tensor in loaded.state_dict().items() if tensor.is_meta}
     except LOAD_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded as a {kind.__name__} ({one_line(error)}); restore it") from None
-    _refuse_missing(str(folder.parent), folder.name, set(missing))
+    refuse_missing(str(folder), missing)
     return loaded.to(like.device).requires_grad_(False).eval()
 
 
@@ -153,7 +153,7 @@ def load_part(kind: Any, model: str, name: str, dtype: torch.dtype) -> Any:
     part, info = kind.from_pretrained(
         model, subfolder=name, dtype=dtype, output_loading_info=True, use_safetensors=True
     )
-    _refuse_missing(model, name, set(info["missing_keys"]))
+    refuse_missing(f"{model}/{name}", info["missing_keys"])
     return part
 
 
@@ -162,26 +162,9 @@ def part_class(library: str, name: str) -> Any:
     return getattr(importlib.import_module(library), name)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text on one line, cut short."""
-    return " ".join(str(error).split())[:300]
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> AbstractContextManager[None]:
     """No progress bars and no warnings of the libraries: missing weights are errors here, and nothing else matters."""
-    libraries = (diffusers_logging, transformers_logging)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
-    try:
-        for library in libraries:
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        yield
-    finally:
-        for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
+    return quiet(diffusers_logging, transformers_logging)
 
 
 def _load_parts(kind: type[DiffusionPipeline], model: str, dtype: torch.dtype, without: tuple[str, ...]) -> Any:
@@ -242,12 +225,6 @@ def _skeleton_part(model: str, name: str, found: Any, dtype: torch.dtype) -> Any
         with torch.device("meta"):
             return kind(config).to(dtype)
     return kind.from_pretrained(model, subfolder=name)
-
-
-def _refuse_missing(model: str, part: str, names: set[str]) -> None:
-    if names:
-        first = ", ".join(sorted(names)[:3])
-        raise ModelError(f"{model}/{part}: {len(names)} weights are missing ({first}); restore or download it again")
 
 
 @contextmanager

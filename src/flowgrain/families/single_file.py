@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from flowgrain.errors import ModelError
 from flowgrain.families.base import Quantization
 from flowgrain.families.diffusers_family import DiffusersFamily
-from flowgrain.families.loading import one_line
 from flowgrain.families.quantization import quantize_linears
+from flowgrain.pretrained.weights import one_line
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)

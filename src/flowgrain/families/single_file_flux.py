@@ -24,8 +24,9 @@ from torch import Tensor
 from flowgrain.errors import ModelError
 from flowgrain.families.base import Quantization
 from flowgrain.families.flux import Flux
-from flowgrain.families.loading import LOAD_ERRORS, load_part, one_line, quiet_libraries, skeleton_pipeline
+from flowgrain.families.loading import load_part, quiet_libraries, skeleton_pipeline
 from flowgrain.families.single_file import Header, SingleFile, load_single_file, read_header
+from flowgrain.pretrained.weights import LOAD_ERRORS, one_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name -> shape of what a model holds."""

@@ -22,8 +22,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from flowgrain.errors import ModelError
 from flowgrain.families.configuration import CONFIGURATION_SUFFIXES
-from flowgrain.families.loading import LOAD_ERRORS, one_line, quiet_libraries
+from flowgrain.families.loading import quiet_libraries
 from flowgrain.families.single_file import CLASSIC, Header, SingleFile
+from flowgrain.pretrained.weights import LOAD_ERRORS, one_line
 
 _FAMILIES = {
     "sdxl": ("sdxl", "StableDiffusionXLPipeline"),

@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from PIL import Image
 from pydantic import Field
@@ -13,6 +12,7 @@ from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket
 from flowgrain.data.captions import SliceCaption, caption_beside, slice_caption, slice_caption_beside
 from flowgrain.data.collections import Item
+from flowgrain.data.collections.base import stem_of
 from flowgrain.data.records import Box, SliceRecord
 from flowgrain.slices.finding import WHOLE_IMAGE, Found, Region
 from flowgrain.slices.framing import Decision, focus, framing_crop
@@ -59,7 +59,7 @@ class _Place:
 
 def root_name(name: str, sha1: str) -> str:
     """Stable id of an image: its path without the extension and the start of its SHA-1."""
-    return f"{PurePosixPath(name).with_suffix('').as_posix()}-{sha1[:8]}"
+    return f"{stem_of(name)}-{sha1[:8]}"
 
 
 def render(image: Image.Image, record: SliceRecord, upscaler: Upscaler) -> Image.Image:

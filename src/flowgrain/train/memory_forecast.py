@@ -16,7 +16,6 @@ from flowgrain.adapters.low_rank import inject
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import MicroBatch, Update
 from flowgrain.families.base import ConditionInputs, Family, Quantization, TextEmbedding
-from flowgrain.families.loading import quiet_libraries
 from flowgrain.families.quantization import quantized_bytes, unpacked_bytes
 from flowgrain.families.registry import load_skeleton
 from flowgrain.train.activations import PassMemory, on_meta, trace_pass
@@ -247,8 +246,7 @@ class _Skeleton:
         before = [*gradients, batch.x0, batch.noise]
         before += batch.inputs.embedding.tensors.values() if batch.inputs.embedding is not None else ()
         before += chain.from_iterable(_tensors(model) for model in self._running)
-        with quiet_libraries():  # CLIP's tokenizers tell that they cut the long caption
-            return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
+        return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
 
     def _batch(self, shape: Shape) -> Batch:
         capabilities = self._family.capabilities
@@ -277,8 +275,7 @@ def _load_skeleton(model: ModelConfig, dtype: str) -> Family:
 
 
 def _longest_embedding(family: Family) -> TextEmbedding:
-    with quiet_libraries():  # see _Skeleton.trace
-        return family.embed_text([_LONG_CAPTION])
+    return family.embed_text([_LONG_CAPTION])
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ from flowgrain.errors import ConfigError, FlowgrainError
 from flowgrain.vlm.answers import Query, Status
 from flowgrain.vlm.budget import Budget
 from flowgrain.vlm.config import BudgetConfig, EndpointConfig
-from flowgrain.vlm.failures import BudgetError
+from flowgrain.vlm.failures import BudgetError, require_openai
 from flowgrain.vlm.log import Answer
 from flowgrain.vlm.session import End, Session
 from flowgrain.vlm.settings import AskingSettings
@@ -215,6 +215,7 @@ class Asker:
             budget = Budget(self._settings.budget, ledger=store)
             for estimated_in, usage in store.measured():
                 budget.observe(estimated_in, usage)
+            require_openai("vlm")
             self._session = Session(store, budget, self._endpoint, self._settings.asking)
 
         def take(answer: Answer) -> None:

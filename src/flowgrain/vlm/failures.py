@@ -50,12 +50,12 @@ class BadBody(Exception):
     """The endpoint said 200 and sent something that is no chat completion."""
 
 
-def require_openai() -> Any:
-    """The openai module; raises MissingExtraError where it is not installed."""
+def require_openai(extra: str = "judge") -> Any:
+    """The openai module. Raises MissingExtraError, which names ``extra``, where it is not installed."""
     try:
         import openai
     except ImportError:
-        raise MissingExtraError("openai", "judge", "asking a model") from None
+        raise MissingExtraError("openai", extra, "asking a model") from None
     return openai
 
 

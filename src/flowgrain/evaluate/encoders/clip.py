@@ -17,14 +17,9 @@ from flowgrain.evaluate.base import ImageLike
 from flowgrain.evaluate.encoders.base import ImageEncoder, TextFeatures
 from flowgrain.evaluate.encoders.batches import decoded_batches
 from flowgrain.evaluate.encoders.preprocessing import Preprocessing, read_preprocessing
-from flowgrain.evaluate.encoders.transformers_loading import (
-    Precision,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-    read_model_type,
-)
-from flowgrain.evaluate.encoders.weights import fingerprint, model_folder, model_label, weight_files
+from flowgrain.pretrained.precision import Precision
+from flowgrain.pretrained.transformers_loading import load_model, load_tokenizer, quiet_transformers, read_model_type
+from flowgrain.pretrained.weights import fingerprint, model_folder, model_label, weight_files
 
 FAMILIES = {"clip": "CLIP", "siglip": "SigLIP"}
 """``model_type`` of config.json -> family. Fixed-resolution SigLIP 2 models call themselves siglip."""

@@ -17,8 +17,9 @@ from flowgrain.evaluate.base import ImageLike
 from flowgrain.evaluate.encoders.base import ImageEncoder
 from flowgrain.evaluate.encoders.batches import decoded_batches
 from flowgrain.evaluate.encoders.preprocessing import read_preprocessing
-from flowgrain.evaluate.encoders.transformers_loading import Precision, load_model, read_model_type
-from flowgrain.evaluate.encoders.weights import fingerprint, model_folder, model_label, read_json, weight_files
+from flowgrain.pretrained.precision import Precision
+from flowgrain.pretrained.transformers_loading import load_model, read_model_type
+from flowgrain.pretrained.weights import fingerprint, model_folder, model_label, read_json, weight_files
 
 FAMILIES = {
     "vit": "DINO",

@@ -22,7 +22,7 @@ from flowgrain.errors import MissingExtraError, ModelError
 from flowgrain.evaluate.base import ImageLike
 from flowgrain.evaluate.encoders.base import ImageEncoder
 from flowgrain.evaluate.encoders.batches import decoded_batches
-from flowgrain.evaluate.encoders.weights import fingerprint, one_line, read_tensors
+from flowgrain.pretrained.weights import fingerprint, one_line, read_tensors
 
 PUBLISHED_SHA256 = "6726825d"
 """Start of the SHA-256 of weights-inception-2015-12-05-6726825d.pth."""

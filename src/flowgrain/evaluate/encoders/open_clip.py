@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from flowgrain.errors import ModelError
-from flowgrain.evaluate.encoders.weights import load_exactly
+from flowgrain.pretrained.weights import load_exactly
 
 VIT_H_14 = {
     "projection_dim": 1024,

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowgrain.errors import ModelError
-from flowgrain.evaluate.encoders.weights import read_json
+from flowgrain.pretrained.weights import read_json
 
 Fit = Literal["stretch", "shortest edge", "longest edge"]
 Triple = tuple[float, float, float]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from flowgrain.errors import ConfigError, ModelError
 from flowgrain.evaluate.base import ImageLike, PictureScore
 from flowgrain.evaluate.encoders.base import open_rgb
-from flowgrain.evaluate.encoders.weights import one_line
+from flowgrain.pretrained.weights import one_line
 
 PACKAGE = "pyiqa"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowgrain import rng
 from flowgrain.errors import ModelError
-from flowgrain.evaluate.encoders.weights import one_line
+from flowgrain.pretrained.weights import one_line
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from flowgrain.errors import ConfigError, ModelError
-from flowgrain.evaluate.encoders.weights import fingerprint, load_exactly, read_tensors
 from flowgrain.evaluate.reconstruction.perceptual import (
     Network,
     PerceptualDistance,
     PerceptualNetwork,
     architecture,
 )
+from flowgrain.pretrained.weights import fingerprint, load_exactly, read_tensors
 
 ST_PACKAGE = "stlpips_pytorch"
 ST_REQUIREMENT = "stlpips-pytorch==0.0.2"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowgrain.errors import ModelError
 from flowgrain.evaluate.base import ImageLike, PictureScore
 from flowgrain.evaluate.encoders.base import ImageEncoder
-from flowgrain.evaluate.encoders.weights import fingerprint, load_exactly, read_tensors
+from flowgrain.pretrained.weights import fingerprint, load_exactly, read_tensors
 
 CLIP_DIMENSION = 768
 

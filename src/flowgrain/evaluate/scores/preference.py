@@ -19,10 +19,11 @@ from flowgrain.evaluate.encoders.base import ImageEncoder
 from flowgrain.evaluate.encoders.clip import ClipEncoder, load_clip
 from flowgrain.evaluate.encoders.open_clip import VIT_H_14, clip_from_open_clip
 from flowgrain.evaluate.encoders.preprocessing import Preprocessing
-from flowgrain.evaluate.encoders.transformers_loading import Precision, load_tokenizer
-from flowgrain.evaluate.encoders.weights import fingerprint, model_folder, read_tensors
 from flowgrain.evaluate.feature_cache import CachedEncoder
 from flowgrain.evaluate.scores.text_alignment import text_image_cosine
+from flowgrain.pretrained.precision import Precision
+from flowgrain.pretrained.transformers_loading import load_tokenizer
+from flowgrain.pretrained.weights import fingerprint, model_folder, read_tensors
 
 
 class PreferenceScore(PictureScore):

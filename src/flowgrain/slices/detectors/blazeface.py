@@ -9,6 +9,8 @@ MediaPipe shows the network 128 x 128 pixels (896 anchors). It is convolutional,
 faces of the sizes it knows (about 15 to 100 pixels) are then found anywhere.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -131,9 +133,12 @@ def load_blazeface(path: Path) -> BlazeFace:
 
 
 def find_faces(model: BlazeFace, pictures: UInt8[np.ndarray, "b h w 3"], min_score: float) -> list[Faces]:
-    """Faces of pictures of one size, whose sides are multiples of 16; doubles merged as MediaPipe merges them."""
+    """Faces of pictures of one size, whose sides are multiples of 16; doubles merged as MediaPipe merges them.
+
+    The same to the last bit however many threads torch has.
+    """
     pixels = torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         logits, numbers = (part.numpy().astype(np.float64) for part in model(pixels))
     anchors = anchors_of(pictures.shape[1], pictures.shape[2])
     found = []
@@ -181,6 +186,21 @@ def anchors_of(height: int, width: int, grids: tuple[tuple[int, int], ...] = _GR
         y, x = np.meshgrid(np.arange(height // step) + 0.5, np.arange(width // step) + 0.5, indexing="ij")
         places.append(np.repeat(np.stack([x, y], -1).reshape(-1, 2) * step, count, axis=0))
     return np.concatenate(places)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch computes with one thread, and afterwards with as many as before.
+
+    Layers as small as these gain little from a second thread and lose much: after each one all threads wait for the
+    last, which on a busy machine may not even be running.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _decoded(numbers: np.ndarray, anchors: np.ndarray, scores: np.ndarray) -> Faces:

@@ -18,6 +18,7 @@ from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig,
 from flowgrain.slices.detectors.blazeface import Faces, load_blazeface, weights_path
 from flowgrain.slices.detectors.face_search import faces_in
 from flowgrain.slices.detectors.pose import Body, Poses, pose_digest, pose_folder
+from flowgrain.slices.detectors.remember import remembered
 from flowgrain.slices.detectors.windows import around
 from flowgrain.slices.framing import clip_box
 
@@ -96,25 +97,33 @@ class PeopleDetector(Detector):
     def __init__(self, config: PeopleConfig, poses: Path | None, threads: int | None):
         self._config = config
         self._face_model = load_blazeface(weights_path())
+        self._face_digest = hashlib.sha1(weights_path().read_bytes(), usedforsecurity=False).hexdigest()
         self._poses = None if poses is None else Poses(poses, threads)
         self._source = "faces" if poses is None else f"pose {pose_digest(poses)}"
 
     def fingerprint(self) -> str:
         """Digest of the face model, and what bodies come from: ``faces``, or ``pose`` with that models' digest."""
-        digest = hashlib.sha1(weights_path().read_bytes(), usedforsecurity=False).hexdigest()
-        return f"blazeface {digest} {self._source if self._config.part in _BODIES else ''}".rstrip()
+        return f"blazeface {self._face_digest} {self._source if self._config.part in _BODIES else ''}".rstrip()
 
     def detect(self, view: View) -> list[Detection]:
         """See :class:`Detector`."""
-        config = self._config
-        faces = faces_in(self._face_model, view.image, view.region, config.scales, config.min_face_score)
-        if config.part in _BODIES:
+        faces = self._faces(view.image, view.region)
+        if self._config.part in _BODIES:
             return self._bodies(view.image, view.region, faces)
-        return [found for index in range(len(faces)) for found in face_parts(faces, index, config.part)]
+        return [found for index in range(len(faces)) for found in face_parts(faces, index, self._config.part)]
+
+    def _faces(self, image: Image.Image, region: Box) -> Faces:
+        settings = self._config.scales, self._config.min_face_score
+        key = "faces", self._face_digest, region, settings
+        return remembered(image, key, lambda: faces_in(self._face_model, image, region, *settings))
 
     def _bodies(self, image: Image.Image, region: Box, faces: Faces) -> list[Detection]:
-        part = self._config.part
-        bodies = [] if self._poses is None else self._poses.bodies(image, region, [_below(box) for box in faces.boxes])
+        part, poses = self._config.part, self._poses
+        bodies: list[Body] = []
+        if poses is not None:
+            hints = tuple(_below(box) for box in faces.boxes)
+            key = "bodies", self._source, region, hints
+            bodies = remembered(image, key, lambda: poses.bodies(image, region, hints))
         if part == "hands":
             return [Detection(box, "hand", body.score) for body in bodies for box in body.hands()]
         label = part.replace("_", " ")

@@ -4,7 +4,6 @@ Grounding DINO reads ``upper body. logo.`` and scores its tokens; a box gets the
 each phrase as a query of its own. Boxes and scores are those of transformers' own post-processing.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from flowgrain.errors import ConfigError, ModelError
-from flowgrain.slices.detectors.hf_models import LOAD_ERRORS, Found, HfNetwork, Outputs, one_line, quiet_transformers
+from flowgrain.errors import ConfigError
+from flowgrain.pretrained.transformers_loading import load_tokenizer, reading
+from flowgrain.slices.detectors.hf_detector import Found, Reader
+from flowgrain.slices.detectors.hf_models import HfNetwork, Outputs
 
 PROCESSORS = {
     "grounding-dino": "GroundingDinoProcessor",
@@ -26,28 +27,15 @@ PROCESSORS = {
 DINO_CONFIDENCE = 0.25
 OWL_CONFIDENCE = 0.1
 TEXT_THRESHOLD = 0.25
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-
-
-class PhraseReader(ABC):
-    """The phrases of one detector, as its network reads and answers them."""
-
-    @abstractmethod
-    def text(self, count: int) -> dict[str, Tensor]:
-        """The network's text inputs for a batch of ``count`` pictures."""
-
-    @abstractmethod
-    def found(self, outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Found]:
-        """Boxes above the thresholds, in pixels of regions of these (height, width), labelled with their phrases."""
 
 
 def open_reader(
     network: HfNetwork, phrases: Sequence[str], model: str, confidence: float | None, text_threshold: float | None
-) -> PhraseReader:
+) -> Reader:
     """The reader of a network's family; None takes the family's default.
 
-    Raises :class:`ModelError` where the tokenizer cannot be read, :class:`ConfigError` for phrases that the network
-    cannot read and for a threshold that it does not.
+    Raises :class:`flowgrain.errors.ModelError` where the tokenizer cannot be read, :class:`ConfigError` for phrases
+    that the network cannot read and for a threshold that it does not.
     """
     processor = _processor(network)
     if not network.config.model_type.startswith("owl"):
@@ -60,7 +48,7 @@ def open_reader(
     return OwlReader(processor, phrases, model, most, OWL_CONFIDENCE if confidence is None else confidence)
 
 
-class GroundingDinoReader(PhraseReader):
+class GroundingDinoReader(Reader):
     """Phrases as one lower-case text, each ended by a dot, and back from its tokens."""
 
     def __init__(
@@ -86,11 +74,11 @@ class GroundingDinoReader(PhraseReader):
         self._text: dict[str, Tensor] = dict(encoded)
 
     def text(self, count: int) -> dict[str, Tensor]:
-        """See :class:`PhraseReader`."""
+        """See :class:`Reader`."""
         return {name: tensor.expand(count, -1) for name, tensor in self._text.items()}
 
     def found(self, outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Found]:
-        """See :class:`PhraseReader`; a box whose best phrase has no token above the text threshold is dropped."""
+        """See :class:`Reader`; a box whose best phrase has no token above the text threshold is dropped."""
         results = self._processor.post_process_grounded_object_detection(
             outputs,
             self._text["input_ids"].expand(len(sizes), -1),
@@ -110,7 +98,7 @@ class GroundingDinoReader(PhraseReader):
         return found
 
 
-class OwlReader(PhraseReader):
+class OwlReader(Reader):
     """Phrases as queries of their own."""
 
     def __init__(self, processor: Any, phrases: Sequence[str], model: str, most: int, confidence: float):
@@ -125,11 +113,11 @@ class OwlReader(PhraseReader):
         self._text: dict[str, Tensor] = {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     def text(self, count: int) -> dict[str, Tensor]:
-        """See :class:`PhraseReader`: every phrase for each picture."""
+        """See :class:`Reader`: every phrase for each picture."""
         return {name: tensor.repeat(count, 1) for name, tensor in self._text.items()}
 
     def found(self, outputs: Outputs, sizes: list[tuple[int, int]]) -> list[Found]:
-        """See :class:`PhraseReader`; each box has its best phrase."""
+        """See :class:`Reader`; each box has its best phrase."""
         results = self._processor.post_process_grounded_object_detection(
             outputs, threshold=self._confidence, target_sizes=sizes, text_labels=[self._phrases] * len(sizes)
         )
@@ -138,17 +126,9 @@ class OwlReader(PhraseReader):
 
 def _processor(network: HfNetwork) -> Any:
     kind = getattr(transformers, PROCESSORS[network.config.model_type])
-    if not any((network.folder / name).is_file() for name in _TOKENIZER_FILES):  # else transformers makes an empty one
-        raise ModelError(f"{network.folder}: no tokenizer here; phrases need {' or '.join(_TOKENIZER_FILES)}")
-    try:
-        with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(network.folder, trust_remote_code=False)
-            return kind(image_processor=network.image_processor, tokenizer=tokenizer)
-    except LOAD_ERRORS as error:
-        raise ModelError(
-            f"{network.folder}: its tokenizer cannot be loaded ({type(error).__name__}: {one_line(error)}); restore "
-            "the tokenizer's files"
-        ) from None
+    tokenizer = load_tokenizer(network.folder)
+    with reading(f"{network.folder}: its tokenizer does not fit the model", "restore the tokenizer's files"):
+        return kind(image_processor=network.image_processor, tokenizer=tokenizer)
 
 
 def _spans(phrases: list[str], offsets: list[list[int]], model: str) -> list[list[int]]:

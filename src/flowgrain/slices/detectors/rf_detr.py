@@ -4,7 +4,6 @@ By its ``preprocessor_config.json``: scale to [0, 1], resize (bilinear on floats
 subtract the mean and divide by the standard deviation.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import DeformableDetrImageProcessorPil
 
 from flowgrain.errors import ModelError
+from flowgrain.pretrained.weights import read_json
 
 MODEL_TYPE = "rf_detr"
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -50,7 +50,7 @@ def read_rf_detr(folder: Path) -> RfDetrProcessor:
     """
     path = folder / "preprocessor_config.json"
     try:
-        rule = {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if value is not None}
+        rule = {key: value for key, value in read_json(path).items() if value is not None}
         size = rule["size"]
         height, width = int(size["height"]), int(size["width"])
         mean, std = rule.get("image_mean", _MEAN), rule.get("image_std", _STD)
@@ -59,7 +59,7 @@ def read_rf_detr(folder: Path) -> RfDetrProcessor:
         if steps != [True] * 3 or rule.get("resample", 2) != Image.Resampling.BILINEAR:
             raise ValueError("another order of steps or another filter")
         return RfDetrProcessor(height, width, mean, std, factor)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{path}: no rule for RF-DETR that can be carried out ({type(error).__name__}: {error}); it needs a size "
             "of height and width, bilinear resampling, rescaling and normalisation"

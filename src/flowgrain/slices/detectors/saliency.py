@@ -6,7 +6,6 @@ sum (integral image). The map is quantised to whole numbers first, hence sums ar
 position, not by rounding.
 """
 
-import weakref
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy import ndimage
 
 from flowgrain.data.records import Box
 from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
+from flowgrain.slices.detectors.remember import remembered
 
 _WORKING_SIDE = 192
 """Longer side, in pixels, at which the map is computed and windows are searched."""
@@ -57,7 +57,8 @@ class SaliencyDetector(Detector):
         x0, y0, x1, y1 = view.region
         scale = max(x1 - x0, y1 - y0) / _WORKING_SIDE
         size = max(round((x1 - x0) / scale), 1), max(round((y1 - y0) / scale), 1)
-        windows = best_windows(_map_of(view.image, view.region, size), self._config, self._windows)
+        saliency = remembered(view.image, ("saliency", view.region), lambda: _map_of(view.image, view.region, size))
+        windows = best_windows(saliency, self._config, self._windows)
         across, down = (x1 - x0) / size[0], (y1 - y0) / size[1]
         return [
             Detection((x0 + a * across, y0 + b * down, x0 + c * across, y0 + d * down), "detail", score)
@@ -65,20 +66,9 @@ class SaliencyDetector(Detector):
         ]
 
 
-_known: dict[int, dict[Box, np.ndarray]] = {}
-"""Maps by the id of the image and the region: levels that look at one region look at one map."""
-
-
 def _map_of(image: Image.Image, region: Box, size: tuple[int, int]) -> Int64[np.ndarray, "h w"]:
-    """The saliency of a region at a working size, computed once while the image is in memory."""
-    if id(image) not in _known:
-        _known[id(image)] = {}
-        weakref.finalize(image, _known.pop, id(image))
-    maps = _known[id(image)]
-    if region not in maps:
-        small = image.resize(size, Image.Resampling.BOX, region)
-        maps[region] = saliency_map(np.asarray(small, dtype=np.float64))
-    return maps[region]
+    """The saliency of a region at a working size."""
+    return saliency_map(np.asarray(image.resize(size, Image.Resampling.BOX, region), dtype=np.float64))
 
 
 def saliency_map(pixels: Float64[np.ndarray, "h w 3"]) -> Int64[np.ndarray, "h w"]:

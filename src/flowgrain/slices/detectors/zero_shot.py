@@ -4,18 +4,12 @@ Grounding DINO reads all phrases as one text and scores its tokens, OWL reads ea
 (``phrase_readers.py``).
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from flowgrain.slices.detectors.base import Detection, Detector, DetectorConfig, DetectorContext, View
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flowgrain.slices.detectors.hf_models import Found, HfNetwork
-    from flowgrain.slices.detectors.phrase_readers import PhraseReader
+from flowgrain.pretrained.precision import Precision
+from flowgrain.slices.detectors.base import Detector, DetectorConfig, DetectorContext
 
 DEFAULT_MODEL = "IDEA-Research/grounding-dino-tiny"
 
@@ -55,9 +49,7 @@ class ZeroShotConfig(DetectorConfig):
         default=0.7, ge=0, le=1, description="of two boxes of one phrase that overlap more, the better stays; 1 = both"
     )
     batch_size: int = Field(default=1, ge=1, le=256, description="pictures of equal size computed together")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        default="float32", description="precision on CUDA; the CPU computes in float32"
-    )
+    dtype: Precision = Field(default="float32", description="precision on CUDA; the CPU computes in float32")
 
     @field_validator("phrases")
     @classmethod
@@ -70,10 +62,11 @@ class ZeroShotConfig(DetectorConfig):
             raise ValueError(f"phrase '{twice}' is there twice")
         return value
 
-    def build(self, context: DetectorContext) -> "ZeroShotDetector":
+    def build(self, context: DetectorContext) -> Detector:
         """See :class:`DetectorConfig`. Raises :class:`flowgrain.errors.ModelError` for what is no such model."""
         from transformers import AutoModelForZeroShotObjectDetection
 
+        from flowgrain.slices.detectors.hf_detector import HfDetector
         from flowgrain.slices.detectors.hf_models import load_network
         from flowgrain.slices.detectors.phrase_readers import PROCESSORS, open_reader
 
@@ -87,34 +80,4 @@ class ZeroShotConfig(DetectorConfig):
             self.dtype,
         )
         reader = open_reader(network, self.phrases, self.model, self.confidence, self.text_threshold)
-        return ZeroShotDetector(self, network, reader)
-
-
-class ZeroShotDetector(Detector):
-    """Scores are the network's; labels the phrases as they are written in the configuration."""
-
-    kind = "zero-shot"
-
-    def __init__(self, config: ZeroShotConfig, network: "HfNetwork", reader: "PhraseReader"):
-        self._config = config
-        self._network = network
-        self._reader = reader
-        self.batch_size = config.batch_size
-
-    def detect(self, view: View) -> list[Detection]:
-        """See :class:`Detector`; best box first."""
-        return self.detect_all([view])[0]
-
-    def detect_all(self, views: Sequence[View]) -> list[list[Detection]]:
-        """See :class:`Detector`; pictures that come out of the preparation with equal sizes share batches."""
-        from flowgrain.slices.detectors.hf_models import detect_views
-
-        return detect_views(self._network, views, self.batch_size, self._found, self._config.iou)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the model's files."""
-        return self._network.digest()
-
-    def _found(self, inputs: "dict[str, Tensor]", sizes: list[tuple[int, int]]) -> "list[Found]":
-        outputs = self._network.run({**inputs, **self._reader.text(len(sizes))})
-        return self._reader.found(outputs, sizes)
+        return HfDetector(self.kind, network, reader, self.batch_size, self.iou)

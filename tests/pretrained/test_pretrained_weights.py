@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from flowgrain.errors import ModelError
-from flowgrain.evaluate.encoders.weights import (
+from flowgrain.errors import ConfigError, ModelError
+from flowgrain.pretrained.weights import (
     fingerprint,
+    folder_digest,
     load_exactly,
     model_folder,
     model_label,
@@ -120,14 +121,28 @@ def test_the_fingerprint_of_shards_depends_on_each_and_on_their_order(tmp_path):
         fingerprint([tmp_path / "absent"])
 
 
+def test_the_digest_of_a_folder_is_that_of_its_names_and_bytes_but_not_of_pickles(tmp_path):
+    for name in ("model.safetensors", "config.json", "pytorch_model.bin", "README.md"):
+        (tmp_path / name).write_text(name)
+    parts = (name.encode() + hashlib.sha256(name.encode()).digest() for name in ("config.json", "model.safetensors"))
+    assert folder_digest(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def cached(cache, revision, commit, weights):
+    """A snapshot in a cache of the hub that holds one file of weights."""
+    repository = cache / "models--owner--clip"
+    snapshot = repository / "snapshots" / (commit * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / revision).write_text(commit * 40)
+    (snapshot / weights).write_bytes(b"weights")
+    return snapshot
+
+
 def test_a_hub_id_is_found_in_the_local_cache_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = cached(tmp_path, "main", "0", "pytorch_model.bin")
     repository = tmp_path / "models--owner--clip"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    (snapshot / "pytorch_model.bin").write_bytes(b"weights")
     folder = model_folder("owner/clip")
     assert weight_files(folder) == [snapshot / "pytorch_model.bin"]
     assert model_label("owner/clip") == "owner/clip" and model_label(str(repository)) == "models--owner--clip"
@@ -138,3 +153,14 @@ def test_a_hub_id_is_found_in_the_local_cache_offline(tmp_path, monkeypatch):
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"no weights here; expected model\.safetensors"):
         weight_files(tmp_path)
+
+
+def test_a_revision_is_another_snapshot_and_may_lack_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached(tmp_path, "main", "0", "pytorch_model.bin")
+    safe = cached(tmp_path, "safe", "1", "model.safetensors")
+    assert model_folder("owner/clip", "safe", safetensors_only=True) == safe
+    with pytest.raises(ModelError, match="owner/clip: only pickled weights, which are never opened"):
+        model_folder("owner/clip", safetensors_only=True)
+    with pytest.raises(ConfigError, match="a revision belongs to a hub id"):
+        model_folder(str(safe), "main")

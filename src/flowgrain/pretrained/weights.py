@@ -11,35 +11,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowgrain.errors import ModelError
+from flowgrain.errors import ConfigError, ModelError
 
-CONFIG_FILES = ("*.json", "*.txt", "*.model")
-WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+"""What transformers and diffusers raise for folders that are incomplete, damaged or of another model."""
+
+SIDE_FILES = ("*.json", "*.txt", "*.model")
+SAFETENSORS = ("model.safetensors", "model-*.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
+WEIGHT_FILES = (*SAFETENSORS, *PICKLES)
 """What a folder in transformers layout keeps its weights in; the first pattern that matches is taken."""
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, revision: str | None = None, safetensors_only: bool = False) -> Path:
     """The folder of a model: ``model`` itself, or the local copy of a hub id, downloaded unless HF_HUB_OFFLINE is set.
 
-    Raises :class:`ModelError` for what is neither a folder nor a hub model that can be reached.
+    With ``safetensors_only`` no pickle is downloaded. Raises :class:`ModelError` for what is neither a folder nor a hub
+    model that can be reached, or lacks the safetensors asked for, :class:`ConfigError` for a folder with a revision.
     """
-    folder = Path(model)
+    folder = Path(model).expanduser()
     if folder.is_dir():
-        return folder
-    if folder.exists():
+        if revision is not None:
+            raise ConfigError(f"revision: {model} is a folder; a revision belongs to a hub id, remove it")
+    elif folder.exists():
         raise ModelError(f"{model}: a file; give the folder of the model (config.json, weights, tokenizer) or a hub id")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None:
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) is None:
         raise ModelError(f"{model}: no such folder; give a folder in transformers layout or a hub id (owner/name)")
-    return _snapshot(model)
+    else:
+        folder = _snapshot(model, revision, safetensors_only)
+    if safetensors_only and not _holds(folder, SAFETENSORS):
+        what = "only pickled weights, which are never opened" if _holds(folder, PICKLES) else "no weights"
+        raise ModelError(f"{model}: {what}; model.safetensors is needed, as save_pretrained writes it")
+    return folder
 
 
 def model_label(model: str) -> str:
     """What a model is called in tables: its hub id, or the name of its folder."""
-    folder = Path(model)
+    folder = Path(model).expanduser()
     return folder.resolve().name if folder.is_dir() else model
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Configurations, tokenizer and safetensors of a folder: all that is read of a model without pickles."""
+    return sorted({path for pattern in (*SIDE_FILES, *SAFETENSORS) for path in folder.glob(pattern) if path.is_file()})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,6 +76,18 @@ def fingerprint(files: Sequence[Path]) -> str:
     digests = [_sha256(path) for path in files]
     joined = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return joined[:12]
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of :func:`model_files`.
+
+    Bytes and not times, so that another machine's copy, or one downloaded again, counts as the same model. Raises
+    :class:`ModelError` where a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in model_files(folder):
+        digest.update(path.name.encode() + bytes.fromhex(_sha256(path)))
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +147,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
 
 def one_line(error: BaseException) -> str:
     """The message of an error, shortened to one line."""
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:300]
 
 
 def _sha256(path: Path) -> str:
@@ -128,15 +158,19 @@ def _sha256(path: Path) -> str:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _snapshot(model: str) -> Path:
+def _holds(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in patterns)
+
+
+def _snapshot(model: str, revision: str | None, safetensors_only: bool) -> Path:
     """Local copy of a hub model; only models without safetensors have their pickles downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=[*CONFIG_FILES, *WEIGHT_FILES[:2]]))
-        if not any(folder.glob(pattern) for pattern in WEIGHT_FILES[:2]):
-            snapshot_download(model, allow_patterns=list(WEIGHT_FILES[2:]))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*SIDE_FILES, *SAFETENSORS]))
+        if not safetensors_only and not _holds(folder, SAFETENSORS):
+            snapshot_download(model, revision=revision, allow_patterns=list(PICKLES))
         return folder
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise ModelError(
