@@ -398,3 +398,29 @@ def test_sharded_gradient_is_the_updates():
         parts = [shard(update, rank, 2) for rank in range(2)]
         expected = accumulated_gradient([update], inputs, targets)
         assert torch.allclose(accumulated_gradient(parts, inputs, targets), expected, rtol=1e-12, atol=1e-14)
+
+
+@given(tables(), st.sampled_from([1, 2, 8]), st.integers(0, 3))
+def test_shuffled_tuples_keep_levels_weights_and_windows(table, batch_size, epoch):
+    """The control changes whose slices meet and nothing else: the same level and weight columns in every update."""
+    own, control = (
+        plan_epoch(table, TupleConfig(grouping=grouping, batch_size=batch_size, reduction=reduction), 0, epoch)
+        for grouping, reduction in (("root", "root"), ("shuffled", "root"))
+    )
+    assert sorted(row for update in control for row in slices_of(update)) == list(range(len(table)))
+    for first, second in zip(own, control, strict=True):
+        assert first.roots == second.roots
+        parts = [
+            sorted((int(table.level[row]), round(weight, 12)) for row, weight in weights_of(update).items())
+            for update in (first, second)
+        ]
+        assert parts[0] == parts[1]
+
+
+def test_shuffled_tuples_are_dealt_anew_each_epoch():
+    table = make_table([[0, 2, 3]] * 200)
+    config = TupleConfig(grouping="shuffled", batch_size=1)
+    for epoch in range(3):
+        assert co_occurrence(plan_epoch(table, config, 0, epoch), table) < 0.03
+    assert plan_hash(plan_epoch(table, config, 0, 0)) != plan_hash(plan_epoch(table, config, 0, 1))
+    assert plan_hash(plan_epoch(table, config, 0, 0)) == plan_hash(plan_epoch(table, config, 0, 0))

@@ -89,7 +89,7 @@ def _arithmetic(dataset: SliceDataset, held_out: SliceDataset | None) -> Arithme
 
 
 def _schedule(config: TupleConfig, dataset: SliceDataset, plan: Sequence[Update], recipe: Recipe | None) -> Schedule:
-    roots = config.grouping == "root"
+    roots = config.grouping != "slice"
     per_epoch = sum(update.slices for update in plan)
     limit = config.micro_batch or config.batch_size
     epochs, seconds = None, None

@@ -86,9 +86,10 @@ class GranularityWeights(Config):
 class TupleConfig(Config):
     """How slices are grouped into updates and weighted."""
 
-    grouping: Literal["root", "slice"] = Field(
+    grouping: Literal["root", "slice", "shuffled"] = Field(
         default="root",
-        description="unit of an update: 'root' keeps the slices of a root together, 'slice' draws them alone",
+        description="unit of an update: 'root' keeps the slices of a root together, 'slice' draws them alone; "
+        "'shuffled' is the control: as 'root', with each level's slices dealt to other roots anew every epoch",
     )
     batch_size: int = Field(default=8, ge=1, description="units (roots or slices) an update, over all processes")
     micro_batch: int | None = Field(
@@ -129,8 +130,7 @@ def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) ->
     """
     if not len(table):
         raise DataError("no slices to plan: the data set is empty")
-    by_root = config.grouping == "root"
-    unit = ranks(table.root) if by_root else np.arange(len(table))
+    unit = _units(table, config, seed, epoch)
     windows = _draw(table, config, unit, numpy_generator(seed, epoch, "plan"))
     rows = np.lexsort((windows.position[unit], table.bucket, windows.of_unit[unit]))
     if config.drop_last and windows.sizes[-1] < config.batch_size:
@@ -142,7 +142,7 @@ def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) ->
             )
     window = windows.of_unit[unit[rows]]
     starts = _micro_batch_starts(window, table.bucket[rows], config.micro_batch or config.batch_size)
-    reduction = config.reduction if by_root else "slice"
+    reduction = "slice" if config.grouping == "slice" else config.reduction
     weights = _factors(table, config, rows) * normalised_weights(
         reduction, window, unit[rows], table.level[rows], starts
     )
@@ -190,9 +190,25 @@ def co_occurrence(updates: Sequence[Update], table: SliceTable) -> float:
     return float(np.mean(((first == last) & (first >= 0))[several])) if several.any() else 1.0
 
 
+def _units(table: SliceTable, config: TupleConfig, seed: int, epoch: int) -> np.ndarray:
+    """The unit of each slice: its root, itself, or a root's place in the dealt-out levels.
+
+    Dealt units have the levels, counts and weights that the roots have; what their slices lose is the common picture.
+    """
+    if config.grouping == "slice":
+        return np.arange(len(table))
+    unit = ranks(table.root)
+    if config.grouping == "shuffled":
+        rng = numpy_generator(seed, epoch, "dealt levels")
+        for level in np.unique(table.level):
+            rows = np.flatnonzero(table.level == level)
+            unit[rows] = unit[rng.permutation(rows)]
+    return unit
+
+
 def _draw(table: SliceTable, config: TupleConfig, unit: np.ndarray, rng: np.random.Generator) -> Windows:
     """The windows of an epoch, as the configuration groups and packs them."""
-    by_root = config.grouping == "root"
+    by_root = config.grouping != "slice"
     if by_root and config.homogeneous:
         classes = level_sets(unit, table.level)
     else:

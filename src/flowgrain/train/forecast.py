@@ -73,10 +73,10 @@ def caption_line(recipe: Recipe, dataset: SliceDataset) -> str:
 
 
 def _plan_lines(recipe: Recipe, plan: list[Update]) -> list[str]:
-    units = "roots" if recipe.tuples.grouping == "root" else "slices"
+    units = "roots" if recipe.tuples.grouping != "slice" else "slices"
     micro = sum(len(update.micro_batches) for update in plan)
     slices = sum(update.slices for update in plan)
-    last = plan[-1].roots if recipe.tuples.grouping == "root" else plan[-1].slices
+    last = plan[-1].roots if recipe.tuples.grouping != "slice" else plan[-1].slices
     smallest = min(update.slices for update in plan)
     return [
         f"epoch: {len(plan)} updates of {recipe.tuples.batch_size} {units}, {slices} slices in {micro} micro-batches "
