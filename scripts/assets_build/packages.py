@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,9 @@ def unpacked(work: Path, package: Package) -> Path:
     return work / "src" / package.folder
 
 
-def fetch(work: Path) -> None:
-    """Download, verify and unpack every source package; what is already there is kept."""
-    for package in ALL:
+def fetch(work: Path, wanted: Sequence[Package] = ALL) -> None:
+    """Download, verify and unpack source packages; what is already there is kept."""
+    for package in wanted:
         archive = work / "packages" / package.archive
         if not archive.exists():
             archive.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,123 @@
+"""The design of the granularity experiment: arms, stages and cells."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cells import Adapter, Arm, Cell, Model
+from .domains import REPORTED
+from .rates import STAGE as RATES
+from .rates import Triple, rate_cells, rate_settings, read_rates
+from .results import read
+from .running import BASE, Design
+
+STAGES = (RATES, "table", "lora", "few")
+PER_UPDATE = 8
+"""Slices an update of the baseline has (Table 3)."""
+LARGE = 24
+"""What 8 roots of three slices make: an update of the tuple arms."""
+SMALL_ROOTS = 3
+"""Roots whose slices come nearest to the baseline's update."""
+
+
+def _paced(batch: int, slices: int, *settings: str) -> tuple[str, ...]:
+    """Settings of an arm whose updates hold so many slices.
+
+    Warm-up and the horizon of the averaged weights are counted in updates by the recipes. Here they are the same in
+    slices for all arms: else large updates would be averaged over three times as much of the budget.
+    """
+    decay, warmup = 0.98 ** (slices / PER_UPDATE), round(20 * PER_UPDATE / slices)
+    return (f"tuples.batch_size={batch}", f"ema.decay={decay:.4f}", f"schedule.warmup={warmup}", *settings)
+
+
+_TUPLES, _SMALL = _paced(8, LARGE), _paced(SMALL_ROOTS, 3 * SMALL_ROOTS)
+_SHARED: dict[str, Arm] = {
+    "baseline": Arm("baseline", slices=False),
+    "slices": Arm("slices-random"),
+    "slices-large": Arm("slices-random", _paced(LARGE, LARGE)),
+    "unrelated": Arm("slices-tuples", (*_TUPLES, "tuples.grouping=shuffled")),
+    "tuples": Arm("slices-tuples", _TUPLES),
+    "tuples-small": Arm("slices-tuples", _SMALL),
+    "modulation": Arm("slices-modulation"),
+    "full": Arm("granularity", _TUPLES),
+    "full-small": Arm("granularity", _SMALL),
+}
+ARMS: dict[Model, dict[str, Arm]] = {
+    "flux": _SHARED,
+    # w/o Min-SNR in the paper's sense is "tuples" here: weight 1. The baseline is shown with both.
+    "sdxl": _SHARED | {"baseline-min-snr": Arm("baseline", ("weighting.kind=min_snr",), slices=False)},
+}
+ABLATED = ("baseline", "tuples", "modulation", "full")
+FEW = ("baseline", "slices", "tuples", "full")
+FEW_IMAGES = 16
+
+SEEDS = {"table": 4, "lora": 3, "few": 3}
+N1 = 2400
+FEW_N1 = 600
+CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
+
+DESIGNS: dict[str, Design] = {
+    RATES: Design(N1, (1.0,)),
+    "table": Design(N1, CHECKPOINTS, drawn=(0.5, 1.0, 1.5)),
+    "lora": Design(N1, CHECKPOINTS, drawn=(1.0, 1.5)),
+    "few": Design(FEW_N1, CHECKPOINTS, drawn=(1.0, 1.5)),
+    "quick": Design(48, (1.0,), drawn=(1.0,), seeds=1),
+}
+
+
+def cells_of(stage: str, results: Path) -> Iterator[Cell]:
+    """The cells of a stage, seeds outermost so that a budget that ends early leaves whole replicates.
+
+    Beside ``results`` lies ``rates.json``, what the rates stage chose; later stages are empty without it.
+    """
+    if stage == RATES:
+        yield from rate_cells(tuned(), read(results))
+        return
+    rates = read_rates(rates_path(results))
+    for seed in range(SEEDS[stage]):
+        for model, adapter, arm in _combinations(stage):
+            for domain in REPORTED:
+                if arm == BASE:
+                    if seed == 0:
+                        yield Cell(stage, model, adapter, domain, arm, seed)
+                elif (rate := rates.get(f"{model}/{adapter}/{arm}")) is not None:
+                    images = FEW_IMAGES if stage == "few" else None
+                    yield Cell(stage, model, adapter, domain, arm, seed, images, rate_settings(model, rate))
+
+
+def fractions_of(cell: Cell) -> tuple[float | None, ...]:
+    """The checkpoints that pictures are drawn at; None is the model without adapter."""
+    return (None,) if cell.arm == BASE else DESIGNS[cell.stage].drawn
+
+
+def quick_cells() -> list[Cell]:
+    """Two cells that show that everything runs."""
+    return [Cell("quick", "flux", "dora", "openmoji", arm, 0, 8) for arm in ("baseline", "full")]
+
+
+def adapter_of(model: Model) -> Adapter:
+    """What the paper trains: DoRA on FLUX, LoCon (LoRA with convolutions) on SDXL."""
+    return "dora" if model == "flux" else "lora"
+
+
+def rates_path(results: Path) -> Path:
+    """Where chosen rates are kept: beside the results."""
+    return results.with_name("rates.json")
+
+
+def tuned() -> list[Triple]:
+    """Every (model, adapter, arm) whose learning rate is chosen."""
+    wanted: list[Triple] = [("flux", "dora", arm) for arm in ARMS["flux"]]
+    wanted += [("sdxl", "lora", arm) for arm in ARMS["sdxl"]]
+    return wanted + [("flux", "lora", arm) for arm in ABLATED]
+
+
+def _combinations(stage: str) -> Iterator[tuple[Model, Adapter, str]]:
+    models: tuple[Model, ...] = ("flux", "sdxl")
+    for model in models:
+        if stage == "lora":
+            if model == "flux":
+                yield from ((model, "lora", arm) for arm in ABLATED)
+        elif stage == "few":
+            yield from ((model, adapter_of(model), arm) for arm in FEW)
+        else:
+            yield from ((model, adapter_of(model), arm) for arm in (BASE, *ARMS[model]))
