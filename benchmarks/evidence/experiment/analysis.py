@@ -4,7 +4,7 @@ A difference has two sources of chance: the training seed, and which pictures ha
 both, so a cell of the table seeds x units is a paired difference. The variance of its mean is that of crossed random
 effects: of the means by seed, plus of the means by unit, less what both count, the residual (two-way analysis of
 variance; Searle, Casella and McCulloch 1992, chapter 4). Intervals use Student's t with Satterthwaite's degrees of
-freedom. Domains are fixed: three styles are no sample of styles, so every pooled number also says how many domains agree.
+freedom. Domains are fixed: three styles are no sample of styles, so pooled numbers also say how many domains agree.
 """
 
 from collections.abc import Mapping, Sequence
