@@ -51,8 +51,8 @@ FEW = ("baseline", "slices", "tuples", "full")
 FEW_IMAGES = 16
 
 SEEDS = {"table": 4, "lora": 3, "few": 3}
-N1 = 2400
-FEW_N1 = 600
+N1 = 1600
+FEW_N1 = 480
 CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
 
 DESIGNS: dict[str, Design] = {
