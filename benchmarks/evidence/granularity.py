@@ -27,7 +27,9 @@ from experiment.results import ROOT, append, read
 RESULTS = Path(__file__).parent / "results" / "granularity.jsonl"
 WORK = ROOT / "build" / "evidence"
 MINUTE = 60.0
-CHOOSE = "choose-rates"
+CHOOSE, MEASURE, REPORT = "choose-rates", "measure", "report"
+PAGE = ROOT / "docs" / "results" / "granularity.md"
+IMAGES = ROOT / "docs" / "images"
 
 
 def main() -> int:
@@ -45,6 +47,11 @@ def main() -> int:
         raise SystemExit("name a stage (rates, choose-rates, table, ...), a --cell, or --quick")
     if options.stage == CHOOSE:
         return _choose(options)
+    if options.stage == MEASURE:
+        _measure([cell for key, cell in cells.items() if key in read(options.results)], options.work, options.results)
+        return 0
+    if options.stage == REPORT:
+        return _report(options)
     wanted = [cell for cell in cells.values() if cell.stage == options.stage and options.only in cell.key]
     done = read(options.results)
     missing = [cell for cell in wanted if cell.key not in done]
@@ -89,6 +96,21 @@ def _choose(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from experiment.granularity_report import write_report
+
+    pictures = read(pictures_path(options.results))
+    rates = json.loads(rates_path(options.results).read_text(encoding="utf-8"))
+    unused = write_report(read(options.results), pictures, rates, PAGE, IMAGES, options.work)
+    print(json.dumps({"page": str(PAGE.relative_to(ROOT)), "blocks not used": unused}))
+    return 0
+
+
+def pictures_path(results: Path) -> Path:
+    """Where measures of pictures are kept: beside the results."""
+    return results.with_name(results.stem + "-pictures.jsonl")
+
+
 def _one(cell: Cell, options: argparse.Namespace) -> int:
     from experiment.domains import open_domain
     from experiment.running import prepare, run, tidy
@@ -114,7 +136,7 @@ def _measure(cells: list[Cell], work: Path, results: Path) -> None:
     from experiment.domains import open_domain
     from experiment.measuring import ENCODERS, DomainMeasures, measure_cell, picture_key
 
-    path = results.with_name(results.stem + "-pictures.jsonl")
+    path = pictures_path(results)
     done = read(path)
     for name in dict.fromkeys(cell.domain for cell in cells):
         measures = None
@@ -143,7 +165,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("stage", nargs="?", choices=[*STAGES, CHOOSE])
+    parser.add_argument("stage", nargs="?", choices=[*STAGES, CHOOSE, MEASURE, REPORT])
     parser.add_argument("--only", default="", help="cells whose key holds this text")
     parser.add_argument("--budget", type=float, default=60.0, help="minutes; no cell is begun after them")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")

@@ -16,6 +16,7 @@ import torch
 
 from flowgrain.config import load_config
 from flowgrain.data.images import list_images
+from flowgrain.data.records import MANIFEST_NAME, SliceRecord
 from flowgrain.demo.domains import Domain
 from flowgrain.families.registry import load_family
 from flowgrain.sample.generate import SampleConfig
@@ -157,6 +158,8 @@ def _validation(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut(domain: Domain, source: Path, out: Path, settings: Sequence[str]) -> None:
+    if (out / MANIFEST_NAME).exists():  # written last
+        return
     config, _ = load_config(DecomposeConfig, preset_path("tiny-128"), [f"trigger={domain.trigger}", *settings])
     decompose(source, out, config, lambda _name, _done, _total: None)
 
@@ -184,3 +187,13 @@ def tidy(cell: Cell, design: Design, work: Path) -> None:
                 (checkpoint.path / name).unlink(missing_ok=True)
         else:
             shutil.rmtree(checkpoint.path)
+
+
+def held_out_picture(domain: Domain, work: Path, caption: str) -> Path | None:
+    """The held-out real slice that a caption names."""
+    folder = held_out(domain, work)
+    for line in (folder / MANIFEST_NAME).read_text(encoding="utf-8").splitlines():
+        record = SliceRecord.model_validate_json(line)
+        if record.caption == caption:
+            return folder / record.path
+    return None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from flowgrain.assets import asset_folder
+from flowgrain.families.registry import resolve_model
 
 HEAD = Path(__file__).with_name("picture_head.safetensors")
 
@@ -23,7 +23,7 @@ class TextImageModel:
     """Cosines between pictures, by their MobileNetV2 features, and captions."""
 
     def __init__(self):
-        folder = asset_folder("tiny-sdxl")
+        folder = Path(resolve_model("tiny-sdxl"))
         self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
         self._text = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval()
         head = load_file(HEAD)
