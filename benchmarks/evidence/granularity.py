@@ -27,7 +27,7 @@ from experiment.results import ROOT, append, read
 RESULTS = Path(__file__).parent / "results" / "granularity.jsonl"
 WORK = ROOT / "build" / "evidence"
 MINUTE = 60.0
-CHOOSE, MEASURE, REPORT = "choose-rates", "measure", "report"
+CHOOSE, SECONDS, MEASURE, REPORT = "choose-rates", "seconds", "measure", "report"
 PAGE = ROOT / "docs" / "results" / "granularity.md"
 IMAGES = ROOT / "docs" / "images"
 
@@ -47,6 +47,8 @@ def main() -> int:
         raise SystemExit("name a stage (rates, choose-rates, table, ...), a --cell, or --quick")
     if options.stage == CHOOSE:
         return _choose(options)
+    if options.stage == SECONDS:
+        return _seconds(options)
     if options.stage == MEASURE:
         _measure([cell for key, cell in cells.items() if key in read(options.results)], options.work, options.results)
         return 0
@@ -93,6 +95,16 @@ def _choose(options: argparse.Namespace) -> int:
     write_json(rates_path(options.results), chosen)
     missing = ["/".join(triple) for triple in tuned() if "/".join(triple) not in chosen["rates"]]
     print(json.dumps({"rates": chosen["rates"], "missing": missing}))
+    return 0
+
+
+def _seconds(options: argparse.Namespace) -> int:
+    from experiment.measuring import write_json
+    from experiment.seconds import seconds_over_baseline
+
+    found = {model: seconds_over_baseline(model, 12, options.work) for model in ("flux", "sdxl")}
+    write_json(options.results.with_name("seconds.json"), found)
+    print(json.dumps({"seconds a slice over the baseline's": found}))
     return 0
 
 
@@ -165,7 +177,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("stage", nargs="?", choices=[*STAGES, CHOOSE, MEASURE, REPORT])
+    parser.add_argument("stage", nargs="?", choices=[*STAGES, CHOOSE, SECONDS, MEASURE, REPORT])
     parser.add_argument("--only", default="", help="cells whose key holds this text")
     parser.add_argument("--budget", type=float, default=60.0, help="minutes; no cell is begun after them")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
