@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flowgrain.config import Layered, build_config
 from flowgrain.data.records import Update
 from flowgrain.data.tuples import (
+    GranularityShares,
     GranularityWeights,
     SliceTable,
     TupleConfig,
@@ -424,3 +425,32 @@ def test_shuffled_tuples_are_dealt_anew_each_epoch():
         assert co_occurrence(plan_epoch(table, config, 0, epoch), table) < 0.03
     assert plan_hash(plan_epoch(table, config, 0, 0)) != plan_hash(plan_epoch(table, config, 0, 1))
     assert plan_hash(plan_epoch(table, config, 0, 0)) == plan_hash(plan_epoch(table, config, 0, 0))
+
+
+@given(tables(), st.sampled_from(["root", "slice", "shuffled"]), st.floats(0.05, 1.0), st.integers(0, 5))
+def test_shares_visit_a_part_of_each_granularity(table, grouping, part, epoch):
+    config = TupleConfig(grouping=grouping, batch_size=3, share=GranularityShares(meso=part, micro=part / 2))
+    updates = plan_epoch(table, config, 1, epoch)
+    rows = [row for update in updates for row in slices_of(update)]
+    assert len(set(rows)) == len(rows)
+    for granularity, share in enumerate((1.0, part, part / 2)):
+        there = int((table.granularity == granularity).sum())
+        expected = 0 if not there else min(there, max(round(share * there), 1))
+        assert sum(table.granularity[row] == granularity for row in rows) == expected
+    for update in updates:
+        assert sum(weights_of(update).values()) == pytest.approx(1.0)
+
+
+def test_shares_go_round_so_that_every_slice_is_visited_as_often():
+    table = make_table([[0, 2]] * 40)
+    config = TupleConfig(share=GranularityShares(micro=0.25))
+    counts = Counter(row for epoch in range(8) for u in plan_epoch(table, config, 0, epoch) for row in slices_of(u))
+    assert {counts[row] for row in range(80) if table.granularity[row] == 2} == {2}
+    assert {counts[row] for row in range(80) if table.granularity[row] == 0} == {8}
+
+
+def test_a_share_of_one_changes_nothing():
+    table = make_table([[0, 1, 2], [0, 3], [0]])
+    assert plan_hash(plan_epoch(table, TupleConfig(), 0, 1)) == plan_hash(
+        plan_epoch(table, TupleConfig(share=GranularityShares(macro=1.0)), 0, 1)
+    )

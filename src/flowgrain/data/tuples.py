@@ -30,6 +30,7 @@ from flowgrain.granularity import GRANULARITIES
 from flowgrain.rng import numpy_generator
 
 __all__ = [
+    "GranularityShares",
     "GranularityWeights",
     "SliceTable",
     "TupleConfig",
@@ -70,6 +71,11 @@ class SliceTable:
     def __len__(self) -> int:
         return len(self.root)
 
+    def take(self, rows: np.ndarray) -> "SliceTable":
+        """The table of some of its rows."""
+        weight = None if self.weight is None else self.weight[rows]
+        return SliceTable(self.root[rows], self.granularity[rows], self.level[rows], self.bucket[rows], weight)
+
 
 class GranularityWeights(Config):
     """lambda of Eq. 6: one factor a granularity."""
@@ -80,6 +86,18 @@ class GranularityWeights(Config):
 
     def as_array(self) -> np.ndarray:
         """The factors by granularity index, float64."""
+        return np.array([self.macro, self.meso, self.micro])
+
+
+class GranularityShares(Config):
+    """Which part of its slices a granularity shows in an epoch."""
+
+    macro: float = Field(default=1.0, gt=0, le=1, description="share of the macro slices that an epoch visits")
+    meso: float = Field(default=1.0, gt=0, le=1, description="share of the meso slices")
+    micro: float = Field(default=1.0, gt=0, le=1, description="share of the micro slices")
+
+    def as_array(self) -> np.ndarray:
+        """The shares by granularity index, float64."""
         return np.array([self.macro, self.meso, self.micro])
 
 
@@ -104,6 +122,10 @@ class TupleConfig(Config):
     lambdas: GranularityWeights = Field(
         default_factory=GranularityWeights, description="lambda of each granularity in the loss of a root"
     )
+    share: GranularityShares = Field(
+        default_factory=GranularityShares,
+        description="part of a granularity's slices that an epoch visits, the next part in the next epoch",
+    )
     homogeneous: bool = Field(
         default=True,
         description="put roots that have the same levels in the same update where possible (grouping root)",
@@ -122,7 +144,7 @@ class TupleConfig(Config):
 
 
 def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) -> list[Update]:
-    """The updates of one epoch; every slice is in exactly one of them (but for ``drop_last``).
+    """The updates of one epoch; every slice is in exactly one of them (but for ``share`` and ``drop_last``).
 
     Weights sum to 1 an update where all lambdas and slice weights are 1, except with reduction ``literal``. The last
     update may be smaller; its weights then count its own units. Raises :class:`DataError` where nothing is left to
@@ -130,6 +152,8 @@ def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) ->
     """
     if not len(table):
         raise DataError("no slices to plan: the data set is empty")
+    visited = _visited(table, config.share, seed, epoch)
+    table = table.take(visited)
     unit = _units(table, config, seed, epoch)
     windows = _draw(table, config, unit, numpy_generator(seed, epoch, "plan"))
     rows = np.lexsort((windows.position[unit], table.bucket, windows.of_unit[unit]))
@@ -146,7 +170,7 @@ def plan_epoch(table: SliceTable, config: TupleConfig, seed: int, epoch: int) ->
     weights = _factors(table, config, rows) * normalised_weights(
         reduction, window, unit[rows], table.level[rows], starts
     )
-    return _assemble(rows, weights, starts, window, windows.sizes, epoch)
+    return _assemble(visited[rows], weights, starts, window, windows.sizes, epoch)
 
 
 def plan_hash(updates: Sequence[Update]) -> str:
@@ -188,6 +212,19 @@ def co_occurrence(updates: Sequence[Update], table: SliceTable) -> float:
     first, last = np.minimum.reduceat(step[order], starts), np.maximum.reduceat(step[order], starts)
     several = np.diff(np.append(starts, len(root))) > 1
     return float(np.mean(((first == last) & (first >= 0))[several])) if several.any() else 1.0
+
+
+def _visited(table: SliceTable, share: GranularityShares, seed: int, epoch: int) -> np.ndarray:
+    """The rows that an epoch visits: of every granularity the next part of one fixed order, round and round."""
+    parts = []
+    for index, part in enumerate(share.as_array()):
+        rows = np.flatnonzero(table.granularity == index)
+        count = min(len(rows), max(round(part * len(rows)), 1))
+        if count < len(rows):
+            order = numpy_generator(seed, index, "visits").permutation(rows)
+            rows = order[(epoch * count + np.arange(count)) % len(rows)]
+        parts.append(rows)
+    return np.sort(np.concatenate(parts))
 
 
 def _units(table: SliceTable, config: TupleConfig, seed: int, epoch: int) -> np.ndarray:
