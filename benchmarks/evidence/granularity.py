@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiment.arms import ARMS, DESIGNS, STAGES, cells_of, fractions_of, quick_cells, rates_path, tuned
+from experiment.arms import DESIGNS, STAGES, arm_of, cells_of, cuts_of, fractions_of, quick_cells, rates_path, tuned
 from experiment.cells import Cell
 from experiment.pool import last_line, run_all
 from experiment.repeating import compare
@@ -69,8 +69,8 @@ def _run(missing: list[Cell], options: argparse.Namespace) -> int:
     from experiment.running import prepare
 
     for name in dict.fromkeys(cell.domain for cell in missing):
-        sizes = {cell.images for cell in missing if cell.domain == name}
-        prepare(open_domain(name, options.work), sorted(sizes - {None}, key=int), options.work)
+        own = [cell for cell in missing if cell.domain == name]
+        prepare(open_domain(name, options.work), {cell.images for cell in own}, options.work, cuts_of(own))
     finished = []
 
     def report(key: str, code: int, seconds: float) -> None:
@@ -131,9 +131,9 @@ def _one(cell: Cell, options: argparse.Namespace) -> int:
     if options.repeat:
         work = Path(tempfile.mkdtemp(prefix="repeat-", dir=_made(work)))
     domain = open_domain(cell.domain, options.work)
-    prepare(domain, [] if cell.images is None else [cell.images], work)
+    prepare(domain, [cell.images], work, cuts_of([cell]))
     design = DESIGNS[cell.stage]
-    record = run(cell, ARMS[cell.model].get(cell.arm), design, domain, work)
+    record = run(cell, arm_of(cell), design, domain, work)
     if options.repeat:
         print(json.dumps(compare(cell, read(options.results).get(cell.key), record)))
         return 0

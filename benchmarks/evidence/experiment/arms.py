@@ -1,16 +1,16 @@
 """The design of the granularity experiment: arms, stages and cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .cells import Adapter, Arm, Cell, Model
-from .domains import REPORTED
+from .domains import CHOOSING, REPORTED
 from .rates import STAGE as RATES
 from .rates import Triple, rate_cells, rate_settings, read_rates
 from .results import read
 from .running import BASE, Design
 
-STAGES = (RATES, "table", "lora", "few")
+STAGES = (RATES, "table", "lora", "few", "vary")
 PER_UPDATE = 8
 """Slices an update of the baseline has (Table 3)."""
 LARGE = 24
@@ -19,7 +19,7 @@ SMALL_ROOTS = 3
 """Roots whose slices come nearest to the baseline's update."""
 
 
-def _paced(batch: int, slices: int, *settings: str) -> tuple[str, ...]:
+def _paced(batch: int, slices: float, *settings: str) -> tuple[str, ...]:
     """Settings of an arm whose updates hold so many slices.
 
     Warm-up and the horizon of the averaged weights are counted in updates by the recipes. Here they are the same in
@@ -46,11 +46,27 @@ ARMS: dict[Model, dict[str, Arm]] = {
     # w/o Min-SNR in the paper's sense is "tuples" here: weight 1. The baseline is shown with both.
     "sdxl": _SHARED | {"baseline-min-snr": Arm("baseline", ("weighting.kind=min_snr",), slices=False)},
 }
+_HALF = _paced(4, 8)
+VARIED: dict[str, Arm] = {
+    "baseline": _SHARED["baseline"],
+    "full-small": _SHARED["full-small"],
+    "half-shift": Arm("granularity", (*_SMALL, "time.granularity_shift={macro: 0.25, meso: 0.0, micro: -0.25}")),
+    "double-shift": Arm("granularity", (*_SMALL, "time.granularity_shift={macro: 1.0, meso: 0.0, micro: -1.0}")),
+    "reversed-shift": Arm("granularity", (*_SMALL, "time.granularity_shift={macro: -0.5, meso: 0.0, micro: 0.5}")),
+    "half-slices": Arm("granularity", (*_HALF, "tuples.share={meso: 0.5, micro: 0.5}")),
+    "quarter-slices": Arm("granularity", (*_paced(5, 7.5), "tuples.share={meso: 0.25, micro: 0.25}")),
+    "half-slices-unshifted": Arm("slices-tuples", (*_HALF, "tuples.share={meso: 0.5, micro: 0.5}")),
+    "macro-weight": Arm("granularity", (*_SMALL, "tuples.lambdas={macro: 3.0}")),
+    "no-micro": Arm("granularity", (*_HALF, "data.levels=[macro, meso]")),
+    "plain-captions": Arm("granularity", _SMALL, cut="plain-captions"),
+    "larger-parts": Arm("granularity", _SMALL, cut="larger-parts"),
+}
+"""Settings that may help granularity, each one step from ``full-small``; tried on domains kept aside."""
 ABLATED = ("baseline", "tuples", "modulation", "full")
 FEW = ("baseline", "slices", "tuples", "full")
 FEW_IMAGES = 16
 
-SEEDS = {"table": 4, "lora": 3, "few": 3}
+SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2}
 N1 = 1600
 FEW_N1 = 480
 CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
@@ -60,6 +76,7 @@ DESIGNS: dict[str, Design] = {
     "table": Design(N1, CHECKPOINTS, drawn=(0.5, 1.0, 1.5)),
     "lora": Design(N1, CHECKPOINTS, drawn=(1.0, 1.5)),
     "few": Design(FEW_N1, CHECKPOINTS, drawn=(1.0, 1.5)),
+    "vary": Design(N1, (1.0,), drawn=(1.0,)),
     "quick": Design(48, (1.0,), drawn=(1.0,), seeds=1),
 }
 
@@ -73,6 +90,9 @@ def cells_of(stage: str, results: Path) -> Iterator[Cell]:
         yield from rate_cells(tuned(), read(results))
         return
     rates = read_rates(rates_path(results))
+    if stage == "vary":
+        yield from _varied(rates)
+        return
     for seed in range(SEEDS[stage]):
         for model, adapter, arm in _combinations(stage):
             for domain in REPORTED:
@@ -82,6 +102,16 @@ def cells_of(stage: str, results: Path) -> Iterator[Cell]:
                 elif (rate := rates.get(f"{model}/{adapter}/{arm}")) is not None:
                     images = FEW_IMAGES if stage == "few" else None
                     yield Cell(stage, model, adapter, domain, arm, seed, images, rate_settings(model, rate))
+
+
+def arm_of(cell: Cell) -> Arm | None:
+    """The arm of a cell; None for the model without adapter."""
+    return (VARIED if cell.stage == "vary" else ARMS[cell.model]).get(cell.arm)
+
+
+def cuts_of(cells: Iterable[Cell]) -> set[str]:
+    """How the data of these cells is cut; the ordinary way too, which measures need."""
+    return {"slices"} | {arm.cut for cell in cells if (arm := arm_of(cell)) is not None}
 
 
 def fractions_of(cell: Cell) -> tuple[float | None, ...]:
@@ -121,3 +151,12 @@ def _combinations(stage: str) -> Iterator[tuple[Model, Adapter, str]]:
             yield from ((model, adapter_of(model), arm) for arm in FEW)
         else:
             yield from ((model, adapter_of(model), arm) for arm in (BASE, *ARMS[model]))
+
+
+def _varied(rates: Mapping[str, float]) -> Iterator[Cell]:
+    """One step from ``full-small``, at its rate, beside the baseline at its own."""
+    for seed in range(SEEDS["vary"]):
+        for arm in VARIED:
+            rate = rates.get(f"flux/dora/{'baseline' if arm == 'baseline' else 'full-small'}")
+            for domain in CHOOSING if rate is not None else ():
+                yield Cell("vary", "flux", "dora", domain, arm, seed, None, rate_settings("flux", rate))

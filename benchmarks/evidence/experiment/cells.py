@@ -7,6 +7,14 @@ Model = Literal["flux", "sdxl"]
 Adapter = Literal["dora", "lora"]
 
 
+CUTS: dict[str, tuple[str, ...]] = {
+    "slices": (),
+    "plain-captions": ("levels.meso.caption='{caption}'", "levels.micro.caption='{caption}'"),
+    "larger-parts": ("levels.meso.detector.fraction=0.75", "levels.micro.detector.fraction=0.55"),
+}
+"""Settings of decompose beyond the preset."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """A way to train: a packaged recipe (without its model's name) and what differs from it."""
@@ -15,6 +23,8 @@ class Arm:
     settings: tuple[str, ...] = ()
     slices: bool = True
     """Whether it trains on the decomposed data set, or on whole pictures."""
+    cut: str = "slices"
+    """How the data set is cut, a key of :data:`CUTS`."""
 
 
 @dataclass(frozen=True)

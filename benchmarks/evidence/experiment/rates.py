@@ -15,7 +15,7 @@ from .cells import Adapter, Cell, Model
 from .domains import CHOOSING
 
 STAGE = "rates"
-GRIDS: dict[Model, tuple[float, ...]] = {"flux": (4e-4, 8e-4, 1.6e-3), "sdxl": (1e-4, 3e-4, 1e-3)}
+GRIDS: dict[Model, tuple[float, ...]] = {"flux": (8e-4, 1.6e-3, 3.2e-3), "sdxl": (1e-4, 3e-4, 1e-3)}
 STEPS: dict[Model, float] = {"flux": 2.0, "sdxl": 10**0.5}
 """Factor to the next rate beyond the grid."""
 SEED = 0

@@ -7,7 +7,7 @@ that pictures are drawn at, and the pictures.
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from flowgrain.train.loop import Observer, train
 from flowgrain.train.recipe import Recipe, find_recipe
 from flowgrain.train.state import RUN_NAME
 
-from .cells import Arm, Cell
+from .cells import CUTS, Arm, Cell
 from .results import code_version
 
 GUIDANCE = {"flux": 2.5, "sdxl": 4.0}
@@ -54,11 +54,12 @@ class Design:
     """Pictures a prompt."""
 
 
-def prepare(domain: Domain, images: Sequence[int | None], work: Path) -> None:
+def prepare(domain: Domain, images: Iterable[int | None], work: Path, cuts: Iterable[str] = ("slices",)) -> None:
     """Cut the pictures of a domain, held-out ones and training sets of these sizes; what is there is kept."""
     for count in {None, *images}:
         source = whole_pictures(domain, count, work)
-        _cut(domain, source, dataset(domain, count, work), ())
+        for name in cuts:
+            _cut(domain, source, dataset(domain, count, work, name), CUTS[name])
     _cut(domain, domain.holdout, held_out(domain, work), ())
 
 
@@ -78,9 +79,9 @@ def whole_pictures(domain: Domain, images: int | None, work: Path) -> Path:
     return folder
 
 
-def dataset(domain: Domain, images: int | None, work: Path) -> Path:
+def dataset(domain: Domain, images: int | None, work: Path, cut: str = "slices") -> Path:
     """The decomposed training pictures."""
-    return work / "data" / (domain.name if images is None else f"{domain.name}-{images}") / "slices"
+    return work / "data" / (domain.name if images is None else f"{domain.name}-{images}") / cut
 
 
 def held_out(domain: Domain, work: Path) -> Path:
@@ -100,7 +101,10 @@ def pictures_folder(cell: Cell, work: Path, fraction: float | None) -> Path:
 
 def recipe(cell: Cell, arm: Arm, design: Design, domain: Domain, work: Path) -> Recipe:
     """The packaged recipe of the arm with the cell's settings."""
-    source = (dataset if arm.slices else whole_pictures)(domain, cell.images, work)
+    if arm.slices:
+        source = dataset(domain, cell.images, work, arm.cut)
+    else:
+        source = whole_pictures(domain, cell.images, work)
     overrides = [
         f"data.path={source}",
         f"data.cache={work / 'cache'}",
@@ -128,7 +132,8 @@ def run(cell: Cell, arm: Arm | None, design: Design, domain: Domain, work: Path)
         return record
     chosen = recipe(cell, arm, design, domain, work)
     folder = run_folder(cell, work)
-    train(chosen, (folder / RUN_NAME).exists(), Observer())
+    if train(chosen, (folder / RUN_NAME).exists(), Observer()).interrupted:
+        raise SystemExit(f"{cell.key}: stopped by a signal; run the stage again to go on")
     for fraction in design.drawn:
         _draw(cell, folder, fraction, design, domain, work)
     log = read_log(folder)
