@@ -16,6 +16,7 @@ from flowgrain.cli.evaluate import evaluate
 from flowgrain.cli.export import export, import_adapter
 from flowgrain.cli.judge import judge
 from flowgrain.cli.overlay import overlay
+from flowgrain.cli.preview_times import preview_times
 from flowgrain.cli.reconstruct import reconstruct
 from flowgrain.cli.replay import replay
 from flowgrain.cli.report import report
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command(name="decompose")(decompose)
 app.command(name="overlay")(overlay)
 app.command(name="check")(check)
+app.command(name="preview-times")(preview_times)
 app.command(name="train")(train)
 app.command(name="status")(status)
 app.command(name="replay")(replay)
