@@ -77,6 +77,17 @@ class RunLog:
         values = {f"validation/{level}": sum(row) / len(row) for level, row in line["by_level"].items()}
         self._scalars({"validation/loss": line["loss"], **values}, line["update"])
 
+    def interference(self, line: dict[str, Any]) -> None:
+        """Log how the levels' gradients met in one update; a number that could not be told is None."""
+        self._line("interference", line)
+        named = {quantity: line[quantity] for quantity in ("conflict_rate", "cross_share", "resultant")}
+        for quantity in ("norm_by_level", "cosine", "cosine_pooled", "magnitude_similarity", "oscillation"):
+            named |= {f"{quantity}/{key}": value for key, value in line.get(quantity, {}).items()}
+        for level, norms in line["noise"].items():
+            named |= {f"{quantity}/{level}": norms[quantity] for quantity in ("gradient_square", "trace")}
+        values = {f"interference/{name}": float(value) for name, value in named.items() if value is not None}
+        self._scalars(values, line["update"])
+
     def picture(self, name: str, pixels: np.ndarray, update: int) -> None:
         """Show one picture, uint8 pixels (height, width, 3)."""
         for sink in self._sinks:

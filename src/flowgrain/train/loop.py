@@ -23,7 +23,7 @@ from flowgrain.locks import locked
 from flowgrain.train.adapter_header import adapter_header
 from flowgrain.train.best import Best, best_of_log, improves, write_best
 from flowgrain.train.disk import low_space, writing
-from flowgrain.train.log import RunLog
+from flowgrain.train.log import RunLog, read_log
 from flowgrain.train.optimizers import set_learning_rates
 from flowgrain.train.recipe import Recipe
 from flowgrain.train.repro import bundle_path, write_bundle
@@ -178,6 +178,8 @@ class _Run:
             self._best = best_of_log(self._output)
             with writing(self._output, self._output):
                 write_best(self._output, self._best)
+        if self._session.interference is not None:
+            self._session.interference.remember(read_log(self._output))
         if self._progress.updates > 0:
             self._prune()
 
@@ -185,9 +187,12 @@ class _Run:
         prune_resume_points(self._output, {self._progress.updates} | ({self._best.update} if self._best else set()))
 
     def _one_update(self) -> None:
-        session, started = self._session, time.perf_counter()
+        session = self._session
         epoch = self._progress.epoch
         whole = self._plan[self._progress.window]
+        if session.interference is not None:
+            session.interference.before(whole, self._progress.updates + 1)
+        started = time.perf_counter()
         own = shard(whole, self._runtime.rank, self._runtime.world)
         factor = learning_rate_factor(self._recipe.schedule, self._progress, self._recipe.budget)
         set_learning_rates(session.optimizer, factor)
@@ -208,7 +213,17 @@ class _Run:
         if self._log is not None:
             with writing(self._output, self._output):
                 self._log.update(self._line(result, whole.slices, seconds, factor))
+        self._log_interference()
         self._observer.updated(self._progress, self._part(), result)
+
+    def _log_interference(self) -> None:
+        """Log what was measured of the update just done, if anything was."""
+        interference = self._session.interference
+        line = interference.after(self._progress.updates) if interference is not None else None
+        if line is None or self._log is None:
+            return
+        with writing(self._output, self._output):
+            self._log.interference({"update": self._progress.updates, "slices": self._progress.slices, **line})
 
     def _record_failure(self, update: Update, message: str) -> str:
         """Save the last good parameters and a bundle that reproduces the failure; says where they are."""
@@ -265,6 +280,8 @@ class _Run:
             }
             if session.ema is not None:
                 tensors |= {f"ema.{name}": value for name, value in session.ema.values.items()}
+            if session.interference is not None:
+                tensors |= session.interference.tensors()
             info = CheckpointInfo(
                 progress=self._progress,
                 budget_fraction=reached[-1] if reached else None,

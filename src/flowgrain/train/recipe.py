@@ -20,6 +20,7 @@ from flowgrain.data.config import DRAWN_ANEW, DataConfig
 from flowgrain.data.tuples import TupleConfig
 from flowgrain.errors import ConfigError
 from flowgrain.families.configuration import configuration_digest
+from flowgrain.train.interference_config import InterferenceConfig
 from flowgrain.train.log import LogConfig
 from flowgrain.train.masks import MaskConfig
 from flowgrain.train.memory import MemoryConfig
@@ -128,6 +129,7 @@ class Recipe(Config):
     )
     validation: ValidationConfig | None = None
     previews: PreviewConfig | None = None
+    interference: InterferenceConfig | None = None
     log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="before")
@@ -215,7 +217,8 @@ class Recipe(Config):
 
         Raises CheckpointError where the adapter to start from cannot be read.
         """
-        values = self.model_dump(mode="json", exclude={"output", "save_every", "name", "device", "previews", "log"})
+        aside = {"output", "save_every", "name", "device", "previews", "interference", "log"}
+        values = self.model_dump(mode="json", exclude=aside)
         # the data set's fingerprint knows its contents, captions, shapes, weights and masks, wherever they lie
         values["data"] = {key: values["data"][key] for key in DRAWN_ANEW}
         del values["tuples"]["micro_batch"]

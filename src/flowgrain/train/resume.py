@@ -65,6 +65,8 @@ def restore(session: Session, folder: Path) -> Progress:
     tensors, optimizer = read_tensors(folder)
     _load_parameters(session, folder, tensors)
     session.optimizer.load_state_dict(optimizer)
+    if session.interference is not None:
+        session.interference.load(tensors)
     return replace(info.progress)
 
 
@@ -76,7 +78,8 @@ def _recipe_changes(recipe: Recipe) -> str:
         return ""
     old, new = dict(_leaves(saved)), dict(_leaves(recipe.model_dump(mode="json")))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    changed = [key for key in changed if key.split(".")[0] not in ("output", "name", "device", "save_every", "log")]
+    aside = ("output", "name", "device", "save_every", "interference", "log")
+    changed = [key for key in changed if key.split(".")[0] not in aside]
     shown = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:4])
     text = f" ({shown}{', ...' if len(changed) > 4 else ''})" if changed else ""
     if any(key.startswith("budget.") for key in changed) and recipe.schedule.kind != "constant":

@@ -27,6 +27,7 @@ from flowgrain.families.base import Family
 from flowgrain.families.registry import load_family
 from flowgrain.flow.paths import Path as FlowPath
 from flowgrain.train.batches import BatchBuilder
+from flowgrain.train.interference import Interference
 from flowgrain.train.objective import FineTuning
 from flowgrain.train.optimizers import build_optimizer
 from flowgrain.train.previews import Previewer
@@ -56,6 +57,7 @@ class Session:
     ema: Ema | None
     validator: Validator | None
     previewer: Previewer | None
+    interference: Interference | None
     runtime: Runtime
 
     def autocast(self) -> torch.autocast:
@@ -133,6 +135,10 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         family.offload_encoders()
     objective = fine_tuning(recipe, family, adapter)
     parameters = objective.parameters()
+
+    def autocast() -> torch.autocast:
+        return autocast_of(device, precision)
+
     return Session(
         recipe=recipe,
         device=device,
@@ -146,9 +152,10 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         ema=Ema(parameters, recipe.ema.decay) if recipe.ema else None,
         validator=validator,
         # with whole weights in every process the main one draws alone; with shards all must take part
-        previewer=_previewer(recipe, family, adapter, lambda: autocast_of(device, precision), offload)
+        previewer=_previewer(recipe, family, adapter, autocast, offload)
         if runtime.is_main or runtime.sharded
         else None,
+        interference=_interference(recipe, dataset, builder, objective, autocast, runtime),
         runtime=runtime,
     )
 
@@ -207,6 +214,19 @@ def _previewer(
     if recipe.previews is None:
         return None
     return Previewer(family, adapter, recipe.previews, recipe.output, autocast, offload)
+
+
+def _interference(
+    recipe: Recipe,
+    dataset: SliceDataset,
+    builder: BatchBuilder,
+    objective: FineTuning,
+    autocast: Callable[[], torch.autocast],
+    runtime: Runtime,
+) -> Interference | None:
+    if recipe.interference is None:
+        return None
+    return Interference(recipe.interference, recipe.tuples, recipe.seed, dataset, builder, objective, autocast, runtime)
 
 
 @dataclass(frozen=True)
