@@ -2,7 +2,7 @@
 
 An embedded model and its recipe of the full method, 8 roots an update. ``measurement_over_update``: what a measured
 update takes beside itself; ``sketch_over_update``: what an update takes whose step is sketched for ``oscillation``, the
-last 32 before a measurement. Both against an ordinary update, in interleaved pairs: medians with a bootstrap interval.
+last 16 before a measurement. Both against an ordinary update, in interleaved pairs: medians with a bootstrap interval.
 ``overhead`` is the part of the training time that follows for ``every: 50``; training keeps it under 5 per cent.
 
     python benchmarks/interference.py [--quick] [--arch flux|sdxl] [--every 50] [--micro-batch 32]
@@ -66,7 +66,7 @@ def sketch(run: Session, sketches: StepSketches) -> None:
 
 def main() -> None:
     """Measure, print a table and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Cost of measuring the levels' gradients while a run trains.")
     parser.add_argument("--quick", action="store_true", help="a few pairs only")
     parser.add_argument("--arch", choices=["flux", "sdxl"], default="flux")
     parser.add_argument("--every", type=int, default=50, help="updates between measurements")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flowgrain import rng
 from flowgrain.geometry.oscillation import Oscillation, high_frequency_share
 
-WINDOW = 32
+WINDOW = 16
 """Updates that a measurement looks back on: straightness depends on their number, so it is the same everywhere."""
 
 BUCKETS = 1024
@@ -47,11 +47,11 @@ class StepSketches:
             return
         if not self._targets:
             self._targets = [self._target(name, parameter) for name, parameter in self._parameters]
-        sums = torch.zeros(2 * BUCKETS, dtype=torch.float64, device=self._targets[0].device)
+        sums = torch.zeros(2 * BUCKETS, device=self._targets[0].device)
         for (_, parameter), before, target in zip(self._parameters, self._before, self._targets, strict=True):
-            sums.index_add_(0, target, (parameter.double() - before.double()).flatten())
+            sums.index_add_(0, target, (parameter.float() - before.float()).flatten())
         self._before = None
-        self._sketches[number] = (sums[:BUCKETS] - sums[BUCKETS:]).float().cpu()
+        self._sketches[number] = (sums[:BUCKETS] - sums[BUCKETS:]).cpu()
         self._sketches = {key: value for key, value in self._sketches.items() if key > number - WINDOW}
 
     @staticmethod
