@@ -14,7 +14,7 @@ ALLOWED = {
     "pretrained": set(),
     "families": {"flow", "pretrained"},
     "adapters": {"families", "flow"},
-    "align": {"flow", "families"},
+    "align": {"data", "families", "flow", "pretrained"},
     "slices": {"data", "pretrained", "vlm"},
     "data": {"families"},
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},

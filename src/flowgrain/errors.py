@@ -33,6 +33,12 @@ class NonFiniteError(FlowgrainError):
     exit_code = 3
 
 
+class CollapseError(FlowgrainError):
+    """What trains gives the same output for every input; the run stopped, as for a loss that is not finite."""
+
+    exit_code = 3
+
+
 class ProcessLostError(FlowgrainError):
     """A process of a run of several was killed or crashed; the others ended too."""
 

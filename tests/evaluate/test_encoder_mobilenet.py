@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from flowgrain.errors import DataError, ModelError
-from flowgrain.evaluate.encoders import mobilenet
 from flowgrain.evaluate.encoders.base import open_rgb
-from flowgrain.evaluate.encoders.mobilenet import MobileNetV2, MobileNetV2Encoder, load_mobilenet_v2
+from flowgrain.evaluate.encoders.mobilenet import MobileNetV2Encoder, _normalised
+from flowgrain.pretrained import mobilenet
+from flowgrain.pretrained.mobilenet import MobileNetV2, load_mobilenet_v2
 
 try:
     mobilenet.mobilenet_v2_weights()
@@ -43,7 +44,7 @@ def test_architecture_has_the_published_number_of_parameters():
 def test_network_names_what_it_sees(name, classes):
     picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
     large = MobileNetV2Encoder(size=224)
-    pixels = mobilenet._normalised([large._resized(picture)])
+    pixels = _normalised([large._resized(picture)])
     assert large.network(pixels)[0].argmax().item() in classes
 
 

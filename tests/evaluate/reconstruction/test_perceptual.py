@@ -11,14 +11,10 @@ from scipy.ndimage import convolve
 from torch import nn
 
 from flowgrain.errors import ConfigError, DataError, ModelError
-from flowgrain.evaluate.reconstruction import perceptual_weights
-from flowgrain.evaluate.reconstruction.perceptual import BlurPool, PerceptualDistance, PerceptualNetwork, architecture
-from flowgrain.evaluate.reconstruction.perceptual_weights import (
-    lpips,
-    open_perceptual,
-    shift_tolerant_installed,
-    shift_tolerant_lpips,
-)
+from flowgrain.evaluate.reconstruction.perceptual_weights import lpips, open_perceptual, shift_tolerant_lpips
+from flowgrain.pretrained import perceptual_weights
+from flowgrain.pretrained.perceptual import BlurPool, PerceptualNetwork, architecture
+from flowgrain.pretrained.perceptual_weights import LoadedNetwork, shift_tolerant_installed
 
 HEADS = Path(reference.__file__).parent / "lpips_models"
 """torchmetrics ships the heads of LPIPS 0.1, the very files of the lpips package."""
@@ -116,18 +112,16 @@ def test_missing_weights_say_how_to_install_them(monkeypatch, backbone):
 
 def test_specifications(monkeypatch):
     opened = []
-    distance = PerceptualDistance("x", "1", PerceptualNetwork(architecture("alex", False)))
-    for name in ("shift_tolerant_lpips", "lpips"):
-        monkeypatch.setattr(
-            perceptual_weights, name, lambda *given, name=name: opened.append((name, *given)) or distance
-        )
+    loaded = LoadedNetwork(PerceptualNetwork(architecture("alex", False)), "x", "1")
+    for name in ("shift_tolerant_network", "lpips_network"):
+        monkeypatch.setattr(perceptual_weights, name, lambda *given, name=name: opened.append((name, *given)) or loaded)
     open_perceptual("st-lpips")
-    open_perceptual("st-lpips:vgg", device="cuda")
     open_perceptual("lpips-alex:a.pth", Path("h.pth"))
+    assert open_perceptual("st-lpips:vgg", device="meta").device.type == "meta"
     assert opened == [
-        ("shift_tolerant_lpips", "alex", "cpu"),
-        ("shift_tolerant_lpips", "vgg", "cuda"),
-        ("lpips", "alex", Path("a.pth"), Path("h.pth"), "cpu"),
+        ("shift_tolerant_network", "alex"),
+        ("lpips_network", "alex", Path("a.pth"), Path("h.pth")),
+        ("shift_tolerant_network", "vgg"),
     ]
     for wrong in ("lpips", "lpips-alex", "st-lpips:squeeze", "lpips-squeeze:x"):
         with pytest.raises(ConfigError, match=r"use st-lpips, st-lpips:vgg, lpips-alex:FILE"):
