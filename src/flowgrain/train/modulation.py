@@ -141,14 +141,9 @@ class MeasuredLaws:
         target = target_shift(found, self._table, self._config.max_shift)
         self._shift = self._shift + self._config.smoothing * (target.shift - self._shift)
         self._apply()
-        told = bool(np.isfinite(found.offset).any())
-        reason = (
-            ""
-            if target.kept > 0
-            else "not told from noise"
-            if told
-            else "the held-out loss of a granularity has not clearly fallen"
-        )
+        reason = "" if target.kept > 0 else "not told from noise"
+        if not np.isfinite(found.offset).any():
+            reason = "the held-out loss of a granularity has not clearly fallen"
         return {
             **self.values(),
             "reason": reason,
