@@ -23,10 +23,14 @@ class ModelPoint:
     """Updates that it has seen; 0 without adapter."""
     checkpoint: Checkpoint | None
     """None: the model without adapter."""
+    label: str = ""
+    """A name of its own, where checkpoints of several runs are compared."""
 
     @property
     def name(self) -> str:
         """What figures and JSON call it."""
+        if self.label:
+            return self.label
         return "without adapter" if self.checkpoint is None else f"update {self.update}"
 
 
