@@ -99,3 +99,13 @@ def test_numbers_as_they_are_printed():
     found = compare(store(), SETTING, At("baseline", 1.0), At("full", 1.0), LOSSES[0])
     assert found is not None and interval(found.whole, 2) == "**-.10 [-.10, -.10]**"
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_a_domain_may_lack_some_prompts():
+    cell = Cell("vary", "flux", "dora", "fxemoji", "full", 0)
+    key = picture_key(cell, 1.0, "whole")
+    values = np.repeat([0.1, 0.2, 0.3], 4).tolist()
+    pictures = {key: {"key": key, "prompts": 3, "alignment": values}}
+    one = Store({cell.key: {"key": cell.key, "cell": cell.as_dict()}}, pictures)
+    measure = by_prompt("whole", None, "alignment", "alignment")
+    assert measure.values(one, cell, 1.0) == pytest.approx([0.1, 0.2, 0.3])

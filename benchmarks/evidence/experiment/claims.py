@@ -9,7 +9,7 @@ import numpy as np
 from .analysis import Interval, crossed, differences, pooled
 from .cells import Adapter, Cell, Model
 from .domains import REPORTED
-from .measuring import picture_key
+from .measuring import PROMPTS, picture_key
 
 Better = Literal["lower", "higher"]
 Rows = Mapping[int, list[float]]
@@ -90,7 +90,8 @@ def by_prompt(kind: str, encoder: str | None, field: str, name: str, better: Bet
         found = _entry(store, cell, fraction, kind, encoder)
         if found is None or field not in found:
             return None
-        return np.array(found[field], dtype=np.float64).reshape(8, -1).mean(axis=1).tolist()
+        prompts = store.pictures[picture_key(cell, fraction, kind)].get("prompts", PROMPTS)
+        return np.array(found[field], dtype=np.float64).reshape(prompts, -1).mean(axis=1).tolist()
 
     return Measure(name, better, values)
 
