@@ -1,6 +1,7 @@
 """The design of the granularity experiment: arms, stages and cells."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .cells import Adapter, Arm, Cell, Model
@@ -10,7 +11,7 @@ from .rates import Triple, rate_cells, rate_settings, read_rates
 from .results import read
 from .running import BASE, Design
 
-STAGES = (RATES, "table", "lora", "few", "vary", "confirm")
+STAGES = (RATES, "table", "lora", "few", "vary", "confirm", "logged", "steered")
 PER_UPDATE = 8
 """Slices an update of the baseline has (Table 3)."""
 LARGE = 24
@@ -70,12 +71,30 @@ CONFIRMED: dict[str, Arm] = {
     "full-small": _SHARED["full-small"],
 }
 """What is checked on two more domains."""
-_TRIED = {"vary": (VARIED, CHOOSING), "confirm": (CONFIRMED, CONFIRMING)}
+LOGGED: dict[str, Arm] = {
+    name: replace(_SHARED[name], settings=(*_SHARED[name].settings, "interference.every=16"))
+    for name in ("slices", "tuples-small", "slices-large", "unrelated", "tuples")
+}
+"""With interference and oscillation logged: how the levels meet, how much updates undo one another."""
+_HELD = (*_SMALL, "data.holdout=0.1")
+STEERED: dict[str, Arm] = {
+    "none": Arm("slices-tuples", _HELD, steered=True),
+    "fixed": Arm("granularity", _HELD, steered=True),
+    "measured": Arm("measured", _HELD, steered=True),
+}
+"""Modulation by what a run measures. It steers by a tenth of the training pictures, which its controls do without too;
+what is reported is measured afterwards, on the held-out pictures of all arms."""
+_TRIED = {
+    "vary": (VARIED, CHOOSING),
+    "confirm": (CONFIRMED, CONFIRMING),
+    "logged": (LOGGED, REPORTED),
+    "steered": (STEERED, REPORTED),
+}
 ABLATED = ("baseline", "tuples", "modulation", "full")
 FEW = ("baseline", "slices", "tuples", "full")
 FEW_IMAGES = 16
 
-SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2, "confirm": 3}
+SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2, "confirm": 3, "logged": 3, "steered": 3}
 N1 = 1600
 FEW_N1 = 480
 CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
@@ -87,6 +106,8 @@ DESIGNS: dict[str, Design] = {
     "few": Design(FEW_N1, CHECKPOINTS, drawn=(1.0, 1.5)),
     "vary": Design(N1, (1.0,), drawn=(1.0,)),
     "confirm": Design(N1, (1.0,), drawn=(1.0,)),
+    "logged": Design(N1, (1.0,)),
+    "steered": Design(N1, (1.0, 1.5)),
     "quick": Design(48, (1.0,), drawn=(1.0,), seeds=1),
 }
 
