@@ -22,6 +22,7 @@ ALLOWED = {
     "export": {"adapters", "families", "sample"},
     "evaluate": {"data", "pretrained", "vlm"},
     "vlm": set(),
+    "diagnose": {"adapters", "align", "data", "evaluate", "families", "flow", "geometry", "sample", "slices", "train"},
     "check": {"data", "families", "report", "train"},
     "convert": {"data", "train"},
     "report": {"data", "evaluate", "flow", "sample", "train", "slices"},

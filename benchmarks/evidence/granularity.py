@@ -113,7 +113,9 @@ def _report(options: argparse.Namespace) -> int:
 
     pictures = read(pictures_path(options.results))
     rates = json.loads(rates_path(options.results).read_text(encoding="utf-8"))
-    unused = write_report(read(options.results), pictures, rates, PAGE, IMAGES, options.work)
+    timed = options.results.with_name("seconds.json")
+    seconds = json.loads(timed.read_text(encoding="utf-8")) if timed.exists() else {}
+    unused = write_report(read(options.results), pictures, rates, seconds, PAGE, IMAGES, options.work)
     print(json.dumps({"page": str(PAGE.relative_to(ROOT)), "blocks not used": unused}))
     return 0
 

@@ -58,7 +58,7 @@ def test_no_table_without_rates_and_seeds_come_last(tmp_path):
     for stage in STAGES[1:]:
         cells = list(cells_of(stage, results))
         assert len({cell.key for cell in cells}) == len(cells)
-        assert {cell.domain for cell in cells} == set(CHOOSING if stage == "vary" else REPORTED)
+        assert {cell.domain for cell in cells} == set({"vary": CHOOSING, "confirm": CONFIRMING}.get(stage, REPORTED))
         seeds = [cell.seed for cell in cells]
         assert seeds == sorted(seeds) and max(seeds) == SEEDS[stage] - 1
 

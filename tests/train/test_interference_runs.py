@@ -11,6 +11,7 @@ from whole_runs import SMALL_PREVIEWS, StopAfter, files, final_state, log_withou
 
 from flowgrain.config import load_config
 from flowgrain.errors import ConfigError, NonFiniteError
+from flowgrain.train.interference import Interference
 from flowgrain.train.log import read_log
 from flowgrain.train.loop import Observer, train
 from flowgrain.train.objective import FineTuning
@@ -63,7 +64,8 @@ def test_a_run_that_measures_is_bitwise_the_run_that_does_not(recipe, sections):
 
 
 def test_text_encoders_that_train_are_measured_and_not_disturbed(unet_recipe):
-    text = {"adapter": {**LORA, "text_encoders": {}}, "optimizer": {"lr": 1e-3, "lrs": {"text_encoder*": 1e-4}}}
+    adapter = {**LORA, "kind": "dora", "dropout": 0.3, "text_encoders": {}}
+    text = {"adapter": adapter, "optimizer": {"lr": 1e-3, "lrs": {"text_encoder*": 1e-4}}}
     data = {**unet_recipe().data.model_dump(mode="json"), "cache_text": False, "caption_shuffle": True}
     text |= {"data": data, "budget": {"amount": 2, "checkpoints": [1.0]}}
     plain, watched = unet_recipe("plain", **text), unet_recipe("watched", **EVERY, **text)
@@ -208,6 +210,33 @@ def test_two_processes_measure_what_one_does(recipe, tmp_path, sharded):
         for key in ("loss_by_level", "norm_by_level", "cosine"):
             assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4)
         assert other["oscillation"] == pytest.approx(one["oscillation"], rel=1e-2, abs=1e-3)
+
+
+class Clock:
+    """A clock that stands still but for what is added to it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_the_time_of_measuring_is_no_training_time(recipe, monkeypatch):
+    clock, products = Clock(), Interference.products
+    monkeypatch.setattr("flowgrain.train.loop.time", clock)
+    monkeypatch.setattr("flowgrain.train.interference.time", clock)
+
+    def slow(self, parts):
+        clock.now += 100.0
+        return products(self, parts)
+
+    monkeypatch.setattr(Interference, "products", slow)
+    config = recipe(interference={"every": 2})
+    train(config, False, Observer())
+    lines = read_log(config.output)
+    assert [line["measure_seconds"] for line in lines if line["kind"] == "interference"] == [100.0] * 3
+    assert [line["seconds"] for line in lines if line["kind"] == "update"] == [0.0] * 6
 
 
 def test_measuring_leaves_the_global_generators_as_they_were(recipe):

@@ -15,7 +15,8 @@ MODELS = ("flux-dev", "tiny-flux", "animagine-xl-3.1", "tiny-sdxl")
 RECIPES = [name for name in PACKAGED if name.startswith(MODELS)]
 OF_FLUX = ("baseline", "slices-random", "slices-tuples", "slices-modulation", "granularity")
 OF_ANIMAGINE = ("baseline", "slices-random", "slices-modulation", "no-min-snr", "gamma5", "granularity")
-ARMS = {"flux-dev": OF_FLUX, "tiny-flux": OF_FLUX, "animagine-xl-3.1": OF_ANIMAGINE, "tiny-sdxl": OF_FLUX}
+OF_TINY = (*OF_FLUX, "measured")
+ARMS = {"flux-dev": OF_FLUX, "tiny-flux": OF_TINY, "animagine-xl-3.1": OF_ANIMAGINE, "tiny-sdxl": OF_TINY}
 
 FROZEN_TEXT = ["adapter.text_encoders=null", "optimizer.lrs={text_encoder*: null}"]
 

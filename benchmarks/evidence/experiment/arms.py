@@ -1,16 +1,17 @@
 """The design of the granularity experiment: arms, stages and cells."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .cells import Adapter, Arm, Cell, Model
-from .domains import CHOOSING, REPORTED
+from .domains import CHOOSING, CONFIRMING, REPORTED
 from .rates import STAGE as RATES
 from .rates import Triple, rate_cells, rate_settings, read_rates
 from .results import read
 from .running import BASE, Design
 
-STAGES = (RATES, "table", "lora", "few", "vary")
+STAGES = (RATES, "table", "lora", "few", "vary", "confirm", "logged", "steered")
 PER_UPDATE = 8
 """Slices an update of the baseline has (Table 3)."""
 LARGE = 24
@@ -43,8 +44,10 @@ _SHARED: dict[str, Arm] = {
 }
 ARMS: dict[Model, dict[str, Arm]] = {
     "flux": _SHARED,
-    # w/o Min-SNR in the paper's sense is "tuples" here: weight 1. The baseline is shown with both.
-    "sdxl": _SHARED | {"baseline-min-snr": Arm("baseline", ("weighting.kind=min_snr",), slices=False)},
+    # w/o Min-SNR in the paper's sense is "tuples" here: weight 1. The baseline is shown with both. A run costs twice
+    # one of the other model, so the arms at small updates, ours and not the paper's, are left out.
+    "sdxl": {name: arm for name, arm in _SHARED.items() if not name.endswith("-small")}
+    | {"baseline-min-snr": Arm("baseline", ("weighting.kind=min_snr",), slices=False)},
 }
 _HALF = _paced(4, 8)
 VARIED: dict[str, Arm] = {
@@ -62,11 +65,36 @@ VARIED: dict[str, Arm] = {
     "larger-parts": Arm("granularity", _SMALL, cut="larger-parts"),
 }
 """Settings that may help granularity, each one step from ``full-small``; tried on domains kept aside."""
+CONFIRMED: dict[str, Arm] = {
+    "baseline": _SHARED["baseline"],
+    "full": _SHARED["full"],
+    "full-small": _SHARED["full-small"],
+}
+"""What is checked on two more domains."""
+LOGGED: dict[str, Arm] = {
+    name: replace(_SHARED[name], settings=(*_SHARED[name].settings, "interference.every=16"))
+    for name in ("slices", "tuples-small", "slices-large", "unrelated", "tuples")
+}
+"""With interference and oscillation logged: how the levels meet, how much updates undo one another."""
+_HELD = (*_SMALL, "data.holdout=0.1")
+STEERED: dict[str, Arm] = {
+    "none": Arm("slices-tuples", _HELD, steered=True),
+    "fixed": Arm("granularity", _HELD, steered=True),
+    "measured": Arm("measured", _HELD, steered=True),
+}
+"""Modulation by what a run measures. It steers by a tenth of the training pictures, which its controls do without too;
+what is reported is measured afterwards, on the held-out pictures of all arms."""
+_TRIED = {
+    "vary": (VARIED, CHOOSING),
+    "confirm": (CONFIRMED, CONFIRMING),
+    "logged": (LOGGED, REPORTED),
+    "steered": (STEERED, REPORTED),
+}
 ABLATED = ("baseline", "tuples", "modulation", "full")
 FEW = ("baseline", "slices", "tuples", "full")
 FEW_IMAGES = 16
 
-SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2}
+SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2, "confirm": 3, "logged": 3, "steered": 3}
 N1 = 1600
 FEW_N1 = 480
 CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
@@ -77,6 +105,9 @@ DESIGNS: dict[str, Design] = {
     "lora": Design(N1, CHECKPOINTS, drawn=(1.0, 1.5)),
     "few": Design(FEW_N1, CHECKPOINTS, drawn=(1.0, 1.5)),
     "vary": Design(N1, (1.0,), drawn=(1.0,)),
+    "confirm": Design(N1, (1.0,), drawn=(1.0,)),
+    "logged": Design(N1, (1.0,)),
+    "steered": Design(N1, (1.0, 1.5)),
     "quick": Design(48, (1.0,), drawn=(1.0,), seeds=1),
 }
 
@@ -90,8 +121,8 @@ def cells_of(stage: str, results: Path) -> Iterator[Cell]:
         yield from rate_cells(tuned(), read(results))
         return
     rates = read_rates(rates_path(results))
-    if stage == "vary":
-        yield from _varied(rates)
+    if stage in _TRIED:
+        yield from _tried(stage, *_TRIED[stage], rates)
         return
     for seed in range(SEEDS[stage]):
         for model, adapter, arm in _combinations(stage):
@@ -106,7 +137,7 @@ def cells_of(stage: str, results: Path) -> Iterator[Cell]:
 
 def arm_of(cell: Cell) -> Arm | None:
     """The arm of a cell; None for the model without adapter."""
-    return (VARIED if cell.stage == "vary" else ARMS[cell.model]).get(cell.arm)
+    return (_TRIED[cell.stage][0] if cell.stage in _TRIED else ARMS[cell.model]).get(cell.arm)
 
 
 def cuts_of(cells: Iterable[Cell]) -> set[str]:
@@ -153,10 +184,10 @@ def _combinations(stage: str) -> Iterator[tuple[Model, Adapter, str]]:
             yield from ((model, adapter_of(model), arm) for arm in (BASE, *ARMS[model]))
 
 
-def _varied(rates: Mapping[str, float]) -> Iterator[Cell]:
-    """One step from ``full-small``, at its rate, beside the baseline at its own."""
-    for seed in range(SEEDS["vary"]):
-        for arm in VARIED:
-            rate = rates.get(f"flux/dora/{'baseline' if arm == 'baseline' else 'full-small'}")
-            for domain in CHOOSING if rate is not None else ():
-                yield Cell("vary", "flux", "dora", domain, arm, seed, None, rate_settings("flux", rate))
+def _tried(stage: str, arms: Mapping[str, Arm], domains: Sequence[str], rates: Mapping[str, float]) -> Iterator[Cell]:
+    """At the rate of the arm, or of ``full-small``, which it is a step from."""
+    for seed in range(SEEDS[stage]):
+        for arm in arms:
+            rate = rates.get(f"flux/dora/{arm if arm in _SHARED else 'full-small'}")
+            for domain in domains if rate is not None else ():
+                yield Cell(stage, "flux", "dora", domain, arm, seed, None, rate_settings("flux", rate))

@@ -25,6 +25,9 @@ class Arm:
     """Whether it trains on the decomposed data set, or on whole pictures."""
     cut: str = "slices"
     """How the data set is cut, a key of :data:`CUTS`."""
+    steered: bool = False
+    """Whether the run may look at pictures that it holds out of its own training data: what is reported is measured
+    afterwards."""
 
 
 @dataclass(frozen=True)

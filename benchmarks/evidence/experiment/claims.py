@@ -1,6 +1,6 @@
 """Measures of cells and paired differences between arms, by domain and over domains."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from .analysis import Interval, crossed, differences, pooled
 from .cells import Adapter, Cell, Model
 from .domains import REPORTED
-from .measuring import picture_key
+from .measuring import PROMPTS, picture_key
 
 Better = Literal["lower", "higher"]
 Rows = Mapping[int, list[float]]
@@ -73,18 +73,12 @@ class Store:
         found = {seed: measure.values(self, c, at.fraction) for seed, c in self.cells(setting, domain, at.arm).items()}
         return {seed: values for seed, values in found.items() if values is not None}
 
-    def validation(self, cell: Cell, fraction: float) -> dict[str, Any] | None:
-        """The held-out losses at a checkpoint."""
-        lines = self.records[cell.key].get("validation", [])
-        return next((line for line in lines if line["fraction"] == fraction), None)
-
 
 def loss(level: str) -> Measure:
     """Held-out fixed-t loss of a granularity, by held-out picture."""
 
     def values(store: Store, cell: Cell, fraction: float) -> list[float] | None:
-        line = store.validation(cell, fraction)
-        return None if line is None else line["by_root"][level]
+        return _losses_at(store.records[cell.key].get("validation", []), level, fraction)
 
     return Measure(f"{level} loss", "lower", values, 5)
 
@@ -96,7 +90,8 @@ def by_prompt(kind: str, encoder: str | None, field: str, name: str, better: Bet
         found = _entry(store, cell, fraction, kind, encoder)
         if found is None or field not in found:
             return None
-        return np.array(found[field], dtype=np.float64).reshape(8, -1).mean(axis=1).tolist()
+        prompts = store.pictures[picture_key(cell, fraction, kind)].get("prompts", PROMPTS)
+        return np.array(found[field], dtype=np.float64).reshape(prompts, -1).mean(axis=1).tolist()
 
     return Measure(name, better, values)
 
@@ -183,6 +178,19 @@ def compare_all(
     """Every pair on every measure, what has no data left out."""
     found = (compare(store, setting, first, second, m) for first, second in pairs for m in measures)
     return [one for one in found if one is not None]
+
+
+def _losses_at(lines: Sequence[Mapping[str, Any]], level: str, fraction: float) -> list[float] | None:
+    """Losses by held-out picture at a multiple of N1; between checkpoints on a line over the logarithm of slices."""
+    found = {line["fraction"]: line["by_root"][level] for line in lines}
+    if fraction in found:
+        return found[fraction]
+    below, above = [f for f in found if 0 < f < fraction], [f for f in found if f > fraction]
+    if not below or not above:
+        return None
+    low, high = max(below), min(above)
+    share = np.log(fraction / low) / np.log(high / low)
+    return (np.multiply(found[low], 1 - share) + np.multiply(found[high], share)).tolist()
 
 
 def _entry(store: Store, cell: Cell, fraction: float, kind: str, encoder: str | None) -> Mapping[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import figures
-from .arms import ABLATED, ARMS, BASE, CHECKPOINTS, FEW, N1, adapter_of
+from .arms import ABLATED, ARMS, BASE, CHECKPOINTS, CONFIRMED, FEW, N1, VARIED, adapter_of
 from .cells import Model
 from .claims import (
     CLOSE,
@@ -28,6 +28,7 @@ from .document import fill, interval, number, table
 from .domains import REPORTED
 from .measuring import ENCODERS
 from .ranking import DIMENSION, rank_by_encoder
+from .settings_report import against, seconds_blocks
 
 FLUX, SDXL = Setting("table", "flux", "dora"), Setting("table", "sdxl", "lora")
 LORA = Setting("lora", "flux", "lora")
@@ -64,6 +65,7 @@ def write_report(
     records: Mapping[str, Any],
     pictures: Mapping[str, Any],
     rates: Mapping[str, Any],
+    seconds: Mapping[str, Any],
     page: Path,
     images: Path,
     work: Path,
@@ -87,6 +89,12 @@ def write_report(
         setting = Setting("few", model, adapter_of(model))
         if store.domains(setting):
             blocks[f"few-{model}"] = _few(store, setting)
+    tried = {"vary": tuple(VARIED), "confirm": tuple(CONFIRMED)}
+    for stage, arms in tried.items():
+        setting = Setting(stage, "flux", "dora")
+        if store.domains(setting):
+            blocks[stage] = against(store, setting, "full-small", arms)
+    blocks |= seconds_blocks(store, SETTINGS, seconds)
     _sheets(store, images, work)
     return fill(page, blocks)
 

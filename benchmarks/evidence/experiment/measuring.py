@@ -37,6 +37,8 @@ KINDS = {"whole": "macro", "close-up": "meso"}
 """Kind of pictures -> granularity of the real ones that they are held against."""
 TEXT_ENCODER = "mobilenet"
 """The features that the text-image model reads."""
+PROMPTS = 8
+"""Of each kind in an embedded domain; the pictures of a prompt lie together."""
 DIGITS = 4
 TOP = 5
 
@@ -98,10 +100,17 @@ class DomainMeasures:
             "encoders": {name: encoder.version for name, encoder in self._encoders.items()},
         }
 
+    def with_reference(self, drawn: Drawn, kind: str) -> Drawn:
+        """Without the prompts of which the domain has no held-out picture; an embedded domain has all."""
+        captions = set(self._held_out(kind)[1])
+        kept = [(file, prompt) for file, prompt in zip(drawn.files, drawn.prompts, strict=True) if prompt in captions]
+        return Drawn([file for file, _ in kept], [prompt for _, prompt in kept])
+
     def measure(self, drawn: Drawn, kind: str, encoders: Sequence[str]) -> dict[str, Any]:
         """Values by picture (lists) and of the set (numbers), by encoder; detail and alignment beside them."""
         files = drawn.files
         values: dict[str, Any] = {
+            "prompts": len(set(drawn.prompts)),
             "compression": _rounded(CompressionRatio()(files, drawn.prompts)),
             "glcm": _rounded(GlcmScore()(files, drawn.prompts)),
         }
@@ -154,7 +163,9 @@ def measure_cell(cell: Cell, fractions: Sequence[float | None], measures: Domain
         drawn = drawn_pictures(pictures_folder(cell, measures.work, fraction), measures.domain)
         for kind, pictures in drawn.items():
             second = kind == "whole" and (fraction is None or fraction >= SECOND_FROM)
-            values = measures.measure(pictures, kind, ENCODERS if second else ENCODERS[:1])
+            values = measures.measure(
+                measures.with_reference(pictures, kind), kind, ENCODERS if second else ENCODERS[:1]
+            )
             records.append({"key": picture_key(cell, fraction, kind), **values})
     return records
 

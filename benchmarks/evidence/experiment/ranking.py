@@ -10,10 +10,9 @@ from flowgrain.evaluate.ranking.summarise import summarise
 from flowgrain.evaluate.ranking.summary import RankingSummary
 
 from .claims import At, Setting, Store
-from .measuring import picture_key
+from .measuring import PROMPTS, picture_key
 
 DIMENSION = "fidelity"
-PROMPTS = 8
 
 
 def rank_by_encoder(store: Store, setting: Setting, variants: Sequence[At], encoder: str) -> RankingSummary | None:

@@ -30,12 +30,15 @@ from flowgrain.train.loop import Observer, train
 from flowgrain.train.recipe import Recipe, find_recipe
 from flowgrain.train.state import RUN_NAME
 
+from .afterwards import measured_afterwards
 from .cells import CUTS, Arm, Cell
 from .results import code_version
 
 GUIDANCE = {"flux": 2.5, "sdxl": 4.0}
 """At which each embedded model draws well, as in the demo."""
 STEPS = 20
+KEPT_KINDS = ("interference", "modulation")
+"""Lines of a run's log that its record keeps whole."""
 BASE = "base"
 """The arm that is not trained."""
 
@@ -108,8 +111,7 @@ def recipe(cell: Cell, arm: Arm, design: Design, domain: Domain, work: Path) -> 
     overrides = [
         f"data.path={source}",
         f"data.cache={work / 'cache'}",
-        f"validation.path={held_out(domain, work)}",
-        "validation.keep_best=false",
+        *(() if arm.steered else (f"validation.path={held_out(domain, work)}", "validation.keep_best=false")),
         f"output={run_folder(cell, work)}",
         f"budget.amount={design.amount}",
         f"budget.checkpoints={list(design.checkpoints)}",
@@ -147,6 +149,10 @@ def run(cell: Cell, arm: Arm | None, design: Design, domain: Domain, work: Path)
         "seconds": round(time.perf_counter() - started, 1),
         "validation": [_validation(line) for line in log if "by_level" in line],
     }
+    if arm.steered:
+        lines = measured_afterwards(chosen, held_out(domain, work), folder)
+        record["validation"] = [_validation(line) for line in lines]
+    record |= {kind: found for kind in KEPT_KINDS if (found := [line for line in log if line["kind"] == kind])}
     return record
 
 

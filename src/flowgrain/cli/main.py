@@ -11,6 +11,7 @@ from flowgrain.cli.check import check
 from flowgrain.cli.convert import convert
 from flowgrain.cli.decompose import decompose
 from flowgrain.cli.demo import demo
+from flowgrain.cli.diagnose import diagnose
 from flowgrain.cli.doctor import doctor
 from flowgrain.cli.evaluate import evaluate
 from flowgrain.cli.export import export, import_adapter
@@ -41,6 +42,7 @@ app.command(name="preview-times")(preview_times)
 app.command(name="train")(train)
 app.command(name="status")(status)
 app.command(name="replay")(replay)
+app.command(name="diagnose")(diagnose)
 app.command(name="sample")(sample)
 app.command(name="evaluate")(evaluate)
 app.command(name="judge")(judge)

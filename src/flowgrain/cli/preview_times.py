@@ -1,10 +1,11 @@
 """``flowgrain preview-times``: which noise levels each granularity will be trained at, before training."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from flowgrain.cli.image_size import parse_size
 
 if TYPE_CHECKING:
     from flowgrain.train.time_preview import TimePreview
@@ -41,7 +42,7 @@ def preview_times(
 
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: a page is written, name it FILE.html; --format json prints the numbers")
-    chosen = None if size is None else _parse_size(size)
+    chosen = None if size is None else parse_size(size)
     preview = time_preview.preview_times(time_preview.read_recipe(find_recipe(recipe), overrides or []), chosen)
     if form == "json":
         typer.echo(as_json(preview), nl=False)
@@ -52,15 +53,6 @@ def preview_times(
 
         preview_page(preview).write(out)
         typer.echo(f"preview-times: {out}", err=True)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    from flowgrain.errors import ConfigError
-
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise ConfigError(f"--size {text}: expected WIDTHxHEIGHT in pixels, for example 1024x768")
-    return int(match[1]), int(match[2])
 
 
 def _print(preview: "TimePreview") -> None:

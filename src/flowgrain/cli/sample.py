@@ -1,11 +1,12 @@
 """``flowgrain sample``: draw pictures from a run's checkpoint or a base model, with a manifest."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from flowgrain.cli.image_size import parse_size
 
 if TYPE_CHECKING:
     from flowgrain.sample.generate import SampleConfig
@@ -80,7 +81,7 @@ def sample(
     from flowgrain.sample.prompts import read_prompts
     from flowgrain.sample.session import SamplePlan
 
-    width, height = _parse_size(size)
+    width, height = (None, None) if size is None else parse_size(size)
     config = SampleConfig(steps=steps, guidance=guidance, width=width, height=height, batch_size=batch_size)
     comparing = {
         "--run": runs,
@@ -167,17 +168,6 @@ def _choose(
     if dtype is not None:
         choice = replace(choice, dtype=dtype)
     return name, choice, chosen or choose_checkpoint(run, at)
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
-    from flowgrain.errors import ConfigError
-
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise ConfigError(f"--size {text}: expected WIDTHxHEIGHT in pixels, for example 1024x768")
-    return int(match[1]), int(match[2])
 
 
 def _default_out(run: Path | None, checkpoint: "Checkpoint | None", config: "SampleConfig") -> Path:

@@ -2,8 +2,8 @@
 
 Noise level ``t`` in [0, 1], t = 1 is noise: ``x_t = alpha(t) x0 + sigma(t) noise`` with ``x0`` data.
 The velocity is d x_t / dt. Rectified flow is alpha = 1 - t, sigma = t, velocity = noise - x0
-(Semantic Granularity Alignment, Eq. 1, with its clock turned round: the paper's section 3.1 counts t = 1 as data,
-its Algorithm 2 and FLUX count t = 1 as noise).
+(Eq. 1 of Spatial Gram Alignment and of Learning When to Denoise; Semantic Granularity Alignment's section 3.1 counts
+t = 1 as data, its Algorithm 2 and FLUX count t = 1 as noise).
 """
 
 from abc import ABC, abstractmethod

@@ -60,7 +60,7 @@ def headline(preview: TimePreview) -> str:
 
 def remarks(preview: TimePreview) -> list[str]:
     """What else a reader should see in the numbers, one sentence each."""
-    return [*_order(preview), *_resolution(preview), *_weights(preview)]
+    return [*_order(preview), *_resolution(preview), *_weights(preview), *_measured(preview)]
 
 
 def time_rows(preview: TimePreview) -> list[tuple[str, ...]]:
@@ -101,6 +101,15 @@ def weight_rows(preview: TimePreview) -> list[tuple[str, ...]]:
 def any_shift(preview: TimePreview) -> bool:
     """Whether granularity moves the law of noise levels."""
     return "time.granularity_shift" in preview.modulates
+
+
+def _measured(preview: TimePreview) -> list[str]:
+    if not preview.measured:
+        return []
+    return [
+        "These are the laws and weights of the start: modulation.kind is measured, and training moves them by what it "
+        "measures (docs/modulation.md)."
+    ]
 
 
 def _order(preview: TimePreview) -> list[str]:

@@ -88,6 +88,16 @@ class RunLog:
         values = {f"interference/{name}": float(value) for name, value in named.items() if value is not None}
         self._scalars(values, line["update"])
 
+    def modulation(self, line: dict[str, Any]) -> None:
+        """Log what measured modulation has in force; a number that could not be told is None."""
+        self._line("modulation", line)
+        named = {
+            f"modulation/{quantity}/{level}": value
+            for quantity in ("granularity_shift", "gamma", "lambda_factor")
+            for level, value in line.get(quantity, {}).items()
+        }
+        self._scalars(named, line["update"])
+
     def picture(self, name: str, pixels: np.ndarray, update: int) -> None:
         """Show one picture, uint8 pixels (height, width, 3)."""
         for sink in self._sinks:

@@ -97,6 +97,8 @@ def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = A
         progress = restore(session, start) if start is not None else Progress()
         runtime.require_equal({"number of updates done": str(progress.updates)})
         log = _open_folder(session, progress, resumed=start is not None, observer=observer)
+        if session.modulation is not None and session.modulation.note():
+            observer.noted(session.modulation.note())
         run = _Run(session, observer, log, progress)
         try:
             with graceful_signals(observer.stopping) as received:
@@ -170,7 +172,7 @@ class _Run:
         return bool(self._runtime.maximum(float(bool(received)))[0])
 
     def _tidy(self) -> None:
-        """Bring best.json and the kept checkpoints to what the log says: a kill can come between two of them."""
+        """Bring best.json, kept checkpoints and pooled measurements to what the log says: a kill can come between."""
         if not self._runtime.is_main:
             return
         validation = self._recipe.validation
@@ -193,7 +195,8 @@ class _Run:
         if session.interference is not None:
             session.interference.before(whole, self._progress.updates + 1)
         started = time.perf_counter()
-        own = shard(whole, self._runtime.rank, self._runtime.world)
+        weighed = whole if session.modulation is None else session.modulation.weigh(whole)
+        own = shard(weighed, self._runtime.rank, self._runtime.world)
         factor = learning_rate_factor(self._recipe.schedule, self._progress, self._recipe.budget)
         set_learning_rates(session.optimizer, factor)
         batches = (session.builder.build(micro, epoch) for micro in own.micro_batches)
@@ -204,7 +207,7 @@ class _Run:
                     session.objective, batches, session.optimizer, self._recipe.clip, session.autocast, self._runtime
                 )
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {self._record_failure(whole, str(error))}") from None
+            raise NonFiniteError(f"{error}; {self._record_failure(weighed, str(error))}") from None
         if session.ema is not None:
             session.ema.update()
         # all processes count the slowest one's time, so that a budget in seconds ends for all at once
@@ -220,10 +223,22 @@ class _Run:
         """Log what was measured of the update just done, if anything was."""
         interference = self._session.interference
         line = interference.after(self._progress.updates) if interference is not None else None
-        if line is None or self._log is None:
+        if line is None:
             return
-        with writing(self._output, self._output):
-            self._log.interference({"update": self._progress.updates, "slices": self._progress.slices, **line})
+        if self._log is not None:
+            with writing(self._output, self._output):
+                self._log.interference({**self._place(), **line})
+        if self._session.modulation is not None:
+            self._log_modulation(self._session.modulation.interfered(self._progress.updates, line))
+
+    def _log_modulation(self, line: dict[str, Any] | None) -> None:
+        if line is not None and self._log is not None:
+            with writing(self._output, self._output):
+                self._log.modulation({**self._place(), **line})
+
+    def _place(self) -> dict[str, Any]:
+        """Where in the run a line stands."""
+        return {"update": self._progress.updates, "slices": self._progress.slices}
 
     def _record_failure(self, update: Update, message: str) -> str:
         """Save the last good parameters and a bundle that reproduces the failure; says where they are."""
@@ -282,6 +297,8 @@ class _Run:
                 tensors |= {f"ema.{name}": value for name, value in session.ema.values.items()}
             if session.interference is not None:
                 tensors |= session.interference.tensors()
+            if session.modulation is not None:
+                tensors |= session.modulation.tensors()
             info = CheckpointInfo(
                 progress=self._progress,
                 budget_fraction=reached[-1] if reached else None,
@@ -318,14 +335,18 @@ class _Run:
         session, config = self._session, self._recipe.validation
         if session.validator is None or config is None:
             return False
-        with session.averaged():
-            values = session.validator.measure(session.autocast)
+        with session.evaluated():
+            losses = session.validator.losses(session.autocast)
+        values = session.validator.summary(losses)
         fraction = reached[-1] if reached else None
-        counters = {"update": self._progress.updates, "slices": self._progress.slices, "budget_fraction": fraction}
+        if self._log is not None:
+            with writing(self._output, self._output):
+                self._log.validation({**self._place(), "budget_fraction": fraction, **values})
+        # not those at checkpoints of N1 alone: where a run ends must change nothing before
+        if session.modulation is not None and _due(self._progress.updates, config.every):
+            self._log_modulation(session.modulation.validated(self._progress.updates, losses))
         if self._log is None:
             return False
-        with writing(self._output, self._output):
-            self._log.validation({**counters, **values})
         improved = config.keep_best and self._progress.updates > 0 and improves(self._best, values["loss"])
         if improved:
             self._best = Best(self._progress.updates, values["loss"])

@@ -58,9 +58,12 @@ class Objective(ABC):
         """Losses of one micro-batch, with gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FineTuning(Objective):
-    """Fine-tune an adapter of a backbone by flow matching or diffusion."""
+    """Fine-tune an adapter of a backbone by flow matching or diffusion.
+
+    ``time_law`` and ``weighting`` may be replaced between updates, by measured modulation; nothing else changes.
+    """
 
     family: Family
     adapter: Adapter

@@ -24,6 +24,7 @@ from flowgrain.train.interference_config import InterferenceConfig
 from flowgrain.train.log import LogConfig
 from flowgrain.train.masks import MaskConfig
 from flowgrain.train.memory import MemoryConfig
+from flowgrain.train.modulation_config import ModulationConfig
 from flowgrain.train.optimizers import OptimizerConfig, removal
 from flowgrain.train.path_config import NoiseConfig, PathConfig
 from flowgrain.train.previews import PreviewConfig
@@ -130,6 +131,7 @@ class Recipe(Config):
     validation: ValidationConfig | None = None
     previews: PreviewConfig | None = None
     interference: InterferenceConfig | None = None
+    modulation: ModulationConfig = Field(default_factory=ModulationConfig)
     log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="before")
@@ -207,6 +209,28 @@ class Recipe(Config):
             raise ValueError("mask is set, but data.mask is none: set data.mask to alpha or file, or remove mask")
         return self
 
+    @model_validator(mode="after")
+    def _measured_modulation_is_measured(self) -> "Recipe":
+        """Modulation that follows measurements needs them, and reads no key of one that is not there."""
+        if not self.modulation.measured:
+            return self
+        if self.validation is None and self.interference is None:
+            raise ValueError(
+                "modulation.kind measured follows measurements, and none is made: add validation (with every) to move "
+                "noise levels, interference to move the levels' weights, or both"
+            )
+        if self.validation is not None and self.validation.every is None:
+            raise ValueError("modulation.kind measured follows the held-out losses of every so many updates: "
+                             "set validation.every, or remove validation")  # fmt: skip
+        if self.data.levels == ("macro",):
+            raise ValueError("modulation.kind measured compares granularities, and data.levels has [macro] alone")
+        readers = {"validation": ("max_shift", "gamma_range"), "interference": ("factor_range", "measurements")}
+        for section, keys in readers.items():
+            unread = [key for key in self.modulation.changed() if key in keys]
+            if getattr(self, section) is None and unread:
+                raise ValueError(f"modulation.{unread[0]} is not read without {section}: remove it or add the section")
+        return self
+
     @property
     def trains_text(self) -> bool:
         """Whether text encoders train: captions are then encoded anew, with gradient, for every micro-batch."""
@@ -230,8 +254,12 @@ class Recipe(Config):
             values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)
         del values["memory"]["offload_encoders"]  # where the encoders wait
         if values["validation"] is not None:
-            for key in ("path", "every", "keep_best"):
+            for key in ("path", "keep_best") if self.modulation.measured else ("path", "every", "keep_best"):
                 del values["validation"][key]
+        if not self.modulation.measured:
+            del values["modulation"]
+        elif self.interference is not None:
+            values["interference"] = {"every": self.interference.every}
         if self.schedule.kind == "constant":
             del values["budget"]  # nothing but the end depends on it: a finished run can be made longer
         text = json.dumps(values, sort_keys=True)

@@ -1,7 +1,7 @@
 """A non-finite update as a folder that reproduces it without the data set: write it, read it, run it again.
 
     nonfinite-update-000123/
-        recipe.yaml                 the run's recipe: model, adapter, law of t
+        recipe.yaml                 the run's recipe: model, adapter, law of t (measured modulation as it stood)
         trainable.safetensors       the parameters before the update
         batches.safetensors         what the micro-batches are made of: x0, noise, u, weights, embeddings, ...
         update.json                 epoch, slices, message, versions
@@ -121,7 +121,7 @@ def write_bundle(path: Path, session: Session, progress: Progress, update: Updat
     }
     parameters = {name: value.detach().cpu().contiguous() for name, value in session.objective.parameters()}
     with atomic_directory(path) as folder:
-        atomic_write_text(folder / RECIPE_NAME, dump_yaml(session.recipe))
+        atomic_write_text(folder / RECIPE_NAME, dump_yaml(session.recipe_in_force()))
         atomic_write_text(folder / UPDATE_NAME, json.dumps(info, indent=2) + "\n")
         atomic_write_bytes(folder / TENSORS_NAME, serialize(parameters))
         atomic_write_bytes(folder / BATCHES_NAME, serialize(tensors))

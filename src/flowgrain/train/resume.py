@@ -67,6 +67,8 @@ def restore(session: Session, folder: Path) -> Progress:
     session.optimizer.load_state_dict(optimizer)
     if session.interference is not None:
         session.interference.load(tensors)
+    if session.modulation is not None:
+        session.modulation.load(tensors)
     return replace(info.progress)
 
 
@@ -78,7 +80,8 @@ def _recipe_changes(recipe: Recipe) -> str:
         return ""
     old, new = dict(_leaves(saved)), dict(_leaves(recipe.model_dump(mode="json")))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    aside = ("output", "name", "device", "save_every", "interference", "log")
+    aside = {"output", "name", "device", "save_every", "previews", "log"}
+    aside |= set() if recipe.modulation.measured else {"interference"}
     changed = [key for key in changed if key.split(".")[0] not in aside]
     shown = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:4])
     text = f" ({shown}{', ...' if len(changed) > 4 else ''})" if changed else ""

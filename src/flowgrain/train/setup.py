@@ -1,7 +1,7 @@
 """Build everything a run needs from its recipe, in the order in which mistakes are cheapest to find."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,13 @@ from flowgrain.errors import ConfigError
 from flowgrain.families.base import Family
 from flowgrain.families.registry import load_family
 from flowgrain.flow.paths import Path as FlowPath
+from flowgrain.flow.time_laws import LogitNormal
+from flowgrain.flow.weightings import MinSnr
+from flowgrain.granularity import GRANULARITIES
 from flowgrain.train.batches import BatchBuilder
 from flowgrain.train.interference import Interference
+from flowgrain.train.modulation import MeasuredFactors, MeasuredLaws, Modulation, adapts_laws, check_modulation
+from flowgrain.train.modulation_config import ModulationConfig
 from flowgrain.train.objective import FineTuning
 from flowgrain.train.optimizers import build_optimizer
 from flowgrain.train.previews import Previewer
@@ -36,6 +41,7 @@ from flowgrain.train.runtime import ALONE, Runtime
 from flowgrain.train.schedule import Ema
 from flowgrain.train.sharding import check_shardable, shard_frozen
 from flowgrain.train.validation import Validator
+from flowgrain.train.weighting_config import GammaConfig
 
 ProgressCallback = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -58,6 +64,8 @@ class Session:
     validator: Validator | None
     previewer: Previewer | None
     interference: Interference | None
+    modulation: Modulation | None
+    """None where nothing of it is measured."""
     runtime: Runtime
 
     def autocast(self) -> torch.autocast:
@@ -67,6 +75,29 @@ class Session:
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the adapter holds its moving average, where the recipe has one."""
         return self.ema.swapped() if self.ema is not None else nullcontext()
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """A context in which the model is what is sampled: moving average where there is one, no adapter dropout."""
+        self.adapter.train(False)
+        try:
+            with self.averaged():
+                yield
+        finally:
+            self.adapter.train(True)
+
+    def recipe_in_force(self) -> Recipe:
+        """The recipe with what measured modulation has come to as its own numbers: that of the next update alone."""
+        if self.modulation is None:
+            return self.recipe
+        law, weighting, changed = self.objective.time_law, self.objective.weighting, {}
+        if isinstance(law, LogitNormal):
+            shift = dict(zip(GRANULARITIES, law.delta, strict=True))
+            changed["time"] = self.recipe.time.model_copy(update={"granularity_shift": shift})
+        if isinstance(weighting, MinSnr):
+            gamma = GammaConfig(**dict(zip(GRANULARITIES, weighting.gammas, strict=True)))
+            changed["weighting"] = self.recipe.weighting.model_copy(update={"gamma": gamma})
+        return self.recipe.model_copy(update={**changed, "modulation": ModulationConfig()})
 
     def plan(self, epoch: int) -> list[Update]:
         """The updates of one epoch."""
@@ -156,6 +187,7 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         if runtime.is_main or runtime.sharded
         else None,
         interference=_interference(recipe, dataset, builder, objective, autocast, runtime),
+        modulation=_modulation(recipe, objective, dataset, held_out, runtime),
         runtime=runtime,
     )
 
@@ -177,8 +209,10 @@ def check_keys(recipe: Recipe, family: Family) -> None:
             f"model.guidance is set to {recipe.model.guidance:g}, but {recipe.model.path} takes no guidance input; "
             "remove the key"
         )
-    recipe.weighting.build(path_of(recipe, family))
-    recipe.time.law(family.default_shift(), family.default_time_law())
+    weighting = recipe.weighting.build(path_of(recipe, family))
+    law = recipe.time.law(family.default_shift(), family.default_time_law())
+    if recipe.modulation.measured and recipe.validation is not None:
+        check_modulation(recipe.modulation, law, weighting, alone=recipe.interference is None)
 
 
 def fresh_adapter(recipe: Recipe, family: Family) -> Adapter:
@@ -227,6 +261,19 @@ def _interference(
     if recipe.interference is None:
         return None
     return Interference(recipe.interference, recipe.tuples, recipe.seed, dataset, builder, objective, autocast, runtime)
+
+
+def _modulation(
+    recipe: Recipe, objective: FineTuning, dataset: SliceDataset, held_out: SliceDataset | None, runtime: Runtime
+) -> Modulation | None:
+    config, laws, factors = recipe.modulation, None, None
+    if not config.measured:
+        return None
+    if held_out is not None and adapts_laws(objective.time_law, objective.weighting):
+        laws = MeasuredLaws(config, objective, held_out)
+    if recipe.interference is not None:
+        factors = MeasuredFactors(config, dataset, runtime)
+    return Modulation(laws, factors)
 
 
 @dataclass(frozen=True)

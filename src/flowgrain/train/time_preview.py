@@ -114,6 +114,8 @@ class TimePreview:
     modulates: tuple[Setting, ...]
     """The settings that differ by granularity."""
     levels: tuple[LevelTimes, ...]
+    measured: bool
+    """Whether training moves these numbers by what it measures: they are then those of the start."""
     modulated: WeightedLaw
     unmodulated: WeightedLaw
 
@@ -170,6 +172,7 @@ def preview_times(recipe: Recipe, size: Bucket | None = None) -> TimePreview:
         updates=updates,
         modulates=_modulates(recipe, tuple(groups)),
         levels=_levels_of(recipe, path, groups, modulated, unmodulated),
+        measured=recipe.modulation.measured,
         modulated=modulated,
         unmodulated=unmodulated,
     )

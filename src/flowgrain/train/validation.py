@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from flowgrain import rng
 from flowgrain.data.cache import PosteriorSource
@@ -47,9 +49,13 @@ class Validator:
         self._device = device
         self._runtime = runtime
 
-    @torch.no_grad()
     def measure(self, autocast: Callable[[], torch.autocast]) -> dict[str, Any]:
-        """Mean loss, by level and noise level, and by root; unweighted squared error of the path's target.
+        """Mean loss, by level and noise level, and by root: :meth:`summary` of :meth:`losses`."""
+        return self.summary(self.losses(autocast))
+
+    @torch.no_grad()
+    def losses(self, autocast: Callable[[], torch.autocast]) -> Float[Tensor, "n t"]:
+        """Unweighted squared error of the path's target of each held-out slice at each noise level, float64.
 
         Processes share the groups and exchange the losses, so all return the same, bit for bit that of one process.
         """
@@ -59,7 +65,27 @@ class Validator:
         own = [index for indices in groups for index in indices]
         for indices, values in self._runtime.gather((own, losses[own])):
             losses[indices] = values
-        return self._summary(losses)
+        return losses
+
+    def summary(self, losses: Float[Tensor, "n t"]) -> dict[str, Any]:
+        """What the log says of the losses of one measurement."""
+        slices = self._dataset.slices
+        by_level, per_root = {}, {}
+        for index, name in enumerate(GRANULARITIES):
+            rows = [i for i, item in enumerate(slices) if item.granularity == index]
+            if not rows:
+                continue
+            by_level[name] = losses[rows].mean(dim=0).tolist()
+            roots: dict[str, list[float]] = defaultdict(list)
+            for i in rows:
+                roots[slices[i].root].append(losses[i].mean().item())
+            per_root[name] = {root: sum(values) / len(values) for root, values in roots.items()}
+        return {
+            "t": list(NOISE_LEVELS),
+            "loss": losses.mean().item(),
+            "by_level": by_level,
+            "per_root_by_level": per_root,
+        }
 
     def _share(self, groups: list[list[int]]) -> list[list[int]]:
         """This process's groups; those short of one repeat the last, since sharded models run in step."""
@@ -97,22 +123,3 @@ class Validator:
 
     def _noise(self, index: int, level: int, shape: tuple[int, ...]) -> torch.Tensor:
         return rng.normal(shape, _SEED, self._dataset.slices[index].slice_id, level, "noise")
-
-    def _summary(self, losses: torch.Tensor) -> dict[str, Any]:
-        slices = self._dataset.slices
-        by_level, per_root = {}, {}
-        for index, name in enumerate(GRANULARITIES):
-            rows = [i for i, item in enumerate(slices) if item.granularity == index]
-            if not rows:
-                continue
-            by_level[name] = losses[rows].mean(dim=0).tolist()
-            roots: dict[str, list[float]] = defaultdict(list)
-            for i in rows:
-                roots[slices[i].root].append(losses[i].mean().item())
-            per_root[name] = {root: sum(values) / len(values) for root, values in roots.items()}
-        return {
-            "t": list(NOISE_LEVELS),
-            "loss": losses.mean().item(),
-            "by_level": by_level,
-            "per_root_by_level": per_root,
-        }
