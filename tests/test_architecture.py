@@ -15,6 +15,7 @@ ALLOWED = {
     "families": {"flow", "pretrained"},
     "adapters": {"families", "flow"},
     "align": {"data", "families", "flow", "pretrained"},
+    "vae": {"align", "data", "families", "flow", "pretrained"},
     "slices": {"data", "pretrained", "vlm"},
     "data": {"families"},
     "train": {"adapters", "align", "data", "families", "flow", "geometry", "sample", "slices", "vae"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "evaluate": {"data", "pretrained", "vlm"},
     "vlm": set(),
     "diagnose": {"adapters", "align", "data", "evaluate", "families", "flow", "geometry", "sample", "slices", "train"},
-    "check": {"data", "families", "report", "train"},
+    "check": {"align", "data", "families", "report", "train"},
     "convert": {"data", "train"},
     "report": {"data", "evaluate", "flow", "sample", "train", "slices"},
 }

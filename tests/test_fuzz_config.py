@@ -324,6 +324,10 @@ def test_the_nearest_key_is_named_for_a_misspelling_of_every_key(tmp_path, capsy
         if parents[:2] == ("data", "sources"):
             del tree["data"]["path"]
             tree["data"]["sources"] = [{"path": "x", wrong: 1}]
+        elif parents[:1] == ("align",):
+            put(tree, ("align", "gram", *parents[1:], wrong), 1)
+            if parents[1:] == ("head",):
+                put(tree, ("align", "gram", "head", "kind"), "conv")
         else:
             put(tree, (*parents, wrong), 1)
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))

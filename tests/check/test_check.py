@@ -1,11 +1,18 @@
 """``flowgrain check``: the arithmetic adds up, and planted problems are found with their files."""
 
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+
+sys.path.append(str(Path(__file__).parents[1] / "align"))  # the random vision models of the encoders' tests
+
+from structure_models import dino, saved
 
 from flowgrain.check.inspect import inspect_folder, inspect_recipe
 from flowgrain.check.render import as_json, as_page, as_text, size
@@ -145,12 +152,25 @@ def test_command_exits_with_2_on_problems_and_on_warnings_when_strict(folder, tm
     assert code == 0 and "broken.png" in (tmp_path / "check.html").read_text()
 
 
+def test_maps_of_features_are_drawn_beside_the_slices(folder, tmp_path, capsys):
+    (tmp_path / "dino").mkdir()
+    saved(dino("dinov2", 14), tmp_path / "dino")
+    page = tmp_path / "check.html"
+    assert run(capsys, folder, "--features", f"dino:{tmp_path}/dino", "--format", "html", "--out", page)[0] == 0
+    text = page.read_text()
+    assert "DINOv2" in text and "6 of 6 slices" in text
+    assert text.count('alt="features of ') == 6
+    assert len(set(re.findall(r'src="(data:image/webp[^"]+)" alt="features of', text))) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["no/such/folder"], "neither a folder nor a recipe"),
         (["nosuchrecipe"], "no recipe 'nosuchrecipe'"),
         (["{folder}", "--format", "html"], "needs --out"),
+        (["{folder}", "--features", "mobilenet"], "--features draws pictures: add --format html"),
+        (["{folder}", "--features", "nobody", "--format", "html", "--out", "{folder}/x.html"], "unknown encoder"),
         (["{folder}", "data.flip=true"], "settings apply to a recipe"),
     ],
 )

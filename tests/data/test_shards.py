@@ -177,6 +177,30 @@ def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch):
     assert open_store(tmp_path / "not" / "there").complete(wanted, encode, lambda _: 1, ignore_progress) == 0
 
 
+def test_mapped_shards_are_bounded_whatever_is_read(tmp_path, monkeypatch):
+    """A hundred entries of 1 MiB in shards of 4: what stays mapped is what the limit allows, not what was read."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 2**20)
+    monkeypatch.setattr(shards, "_OPEN_BYTES", 13 * 2**20)
+    large = {item: {"mean": torch.full((2**18,), float(item))} for item in range(100)}
+    store = open_store(tmp_path)
+    wanted = [(item, store.key(str(item))) for item in large]
+    assert store.complete(wanted, large.__getitem__, lambda _: 1, ignore_progress) == 100
+    assert not store._pending and not store._memory
+    files = list(tmp_path.glob("posterior-*"))
+    assert len(files) == 25
+    for item, key in [*wanted, *wanted[::-7]]:
+        assert torch.equal(store.read(key, dict)["mean"], large[item]["mean"])
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "posterior-" in line}
+        assert len({name for name in mapped if name.startswith(str(tmp_path))}) <= 3
+
+
+def test_a_shard_larger_than_the_limit_is_read(tmp_path, monkeypatch):
+    fill(open_store(tmp_path), range(5))
+    monkeypatch.setattr(shards, "_OPEN_BYTES", 1)
+    store = open_store(tmp_path)
+    assert all(same(read(store, item), entry(item)) for item in range(5))
+
+
 def test_in_memory_needs_no_disk(monkeypatch):
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: pytest.fail("asked for the disk"))
     store = open_store(None)

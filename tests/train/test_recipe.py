@@ -15,8 +15,14 @@ MODELS = ("flux-dev", "tiny-flux", "animagine-xl-3.1", "tiny-sdxl")
 RECIPES = [name for name in PACKAGED if name.startswith(MODELS)]
 OF_FLUX = ("baseline", "slices-random", "slices-tuples", "slices-modulation", "granularity")
 OF_ANIMAGINE = ("baseline", "slices-random", "slices-modulation", "no-min-snr", "gamma5", "granularity")
+ALIGNED = ("gram", "repa", "irepa", "wavelet")
 OF_TINY = (*OF_FLUX, "measured")
-ARMS = {"flux-dev": OF_FLUX, "tiny-flux": OF_TINY, "animagine-xl-3.1": OF_ANIMAGINE, "tiny-sdxl": OF_TINY}
+ARMS = {
+    "flux-dev": (*OF_FLUX, *ALIGNED),
+    "tiny-flux": (*OF_TINY, *ALIGNED),
+    "animagine-xl-3.1": OF_ANIMAGINE,
+    "tiny-sdxl": (*OF_TINY, "gram"),
+}
 
 FROZEN_TEXT = ["adapter.text_encoders=null", "optimizer.lrs={text_encoder*: null}"]
 
@@ -60,6 +66,24 @@ def test_table_5():
     assert (recipe.path.zero_terminal_snr, recipe.time.kind) == ("model", "model")
     assert recipe.budget.checkpoints == (1.0, 1.5)
     assert (recipe.budget.amount, recipe.budget.unit) == (2 * 3600, "seconds")  # the longest of Table 6
+
+
+@pytest.mark.parametrize("model", ["flux-dev", "tiny-flux"])
+def test_arms_with_alignment_are_the_baseline_and_one_term(model):
+    baseline = load(f"{model}-baseline")
+    for arm in ALIGNED[:3]:
+        aligned = load(f"{model}-{arm}")
+        assert [term.name for term in aligned.align] == [aligned.align[0].kind] == [arm]
+        assert load(f"{model}-{arm}", f"align.{arm}.weight=0").identity() == baseline.identity() != aligned.identity()
+    assert load(f"{model}-wavelet", "loss.kind=mse").identity() == baseline.identity()
+    gram, irepa = (load(f"{model}-{arm}").align[0] for arm in ("gram", "irepa"))
+    assert (gram.tap, gram.encoder, gram.grid, gram.head, gram.weight) == (
+        irepa.tap, irepa.encoder, irepa.grid, irepa.head, irepa.weight)  # fmt: skip
+
+
+def test_gram_on_flux_is_the_papers_tap_and_head():
+    [gram] = load("flux-dev-gram").align
+    assert (gram.tap, gram.grid.edge, gram.head.stride, gram.head.kernel) == ("transformer_blocks.11", 32, 2, 3)
 
 
 def test_ablations_of_min_snr():

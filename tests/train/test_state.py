@@ -35,7 +35,7 @@ def info(update, marks=()):
 
 
 def save_adapter(folder):
-    atomic_write_bytes(folder / "pytorch_lora_weights.safetensors", b"a" * 8000)
+    atomic_write_bytes(folder / "adapter" / "pytorch_lora_weights.safetensors", b"a" * 8000)
 
 
 def write(run, update, marks=()):

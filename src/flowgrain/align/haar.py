@@ -46,15 +46,30 @@ def inverse_haar(bands: Float[Tensor, "4 b c k l"], height: int, width: int) -> 
     return cells.flatten(-2).flatten(-3, -2)[..., :height, :width]
 
 
-def band_errors(error: Float[Tensor, "b c h w"]) -> Float[Tensor, "4 b"]:
-    """Squared error by band, each divided by the number of latent values; their sum is the mean squared error."""
+def band_errors(
+    error: Float[Tensor, "b c h w"], cell_weight: Float[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, "4 b"]:
+    """Squared error by band, each divided by the number of latent values; their sum is the mean squared error.
+
+    ``cell_weight`` (a mask, values >= 0) weighs the coefficients of a 2 x 2 cell by its mean there: where that is equal
+    over the cell the sum is the weighted mean squared error.
+    """
     values = error[0].numel()
-    return haar(error).square().sum(dim=(2, 3, 4)) / values
+    squares = haar(error).square()
+    if cell_weight is not None:
+        height, width = cell_weight.shape[-2:]
+        # at odd sides the last row and column weigh as they are
+        squares = squares * F.avg_pool2d(
+            F.pad(cell_weight, (0, width % 2, 0, height % 2), mode="replicate").to(squares.dtype), 2
+        )
+    return squares.sum(dim=(2, 3, 4)) / values
 
 
-def wavelet_error(error: Float[Tensor, "b c h w"], weights: BandWeights) -> Float[Tensor, " b"]:
+def wavelet_error(
+    error: Float[Tensor, "b c h w"], weights: BandWeights, cell_weight: Float[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, " b"]:
     """Mean squared error with weighted bands, by sample; the transform is linear, so that of the error will do."""
-    bands = band_errors(error)
+    bands = band_errors(error, cell_weight)
     return torch.stack(
         [bands[0] * weights.ll, bands[1] * weights.lh, bands[2] * weights.hl, bands[3] * weights.hh]
     ).sum(0)

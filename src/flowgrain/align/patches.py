@@ -30,7 +30,7 @@ def spatial_z_score(
     """iREPA's normalisation of the reference: (f - gamma mean) / (std + 1e-6), over tokens, unbiased std, float32.
 
     The text says gamma = 1; the released configurations .6 (latent models) and .8 (pixel models). One token gives NaN:
-    it has no spread.
+    it has no spread. Masked ones are zero, and where fewer than two are left the spread counts as zero.
     """
     rows = features if features.dtype == torch.float64 else features.float()
     if mask is None:
@@ -38,8 +38,8 @@ def spatial_z_score(
         return (rows - gamma * mean) / (std + STD_EPSILON)
     weights = mask.to(rows.dtype).unsqueeze(-1)
     count = weights.sum(dim=1, keepdim=True)
-    mean = (rows * weights).sum(dim=1, keepdim=True) / count
-    variance = ((rows - mean).square() * weights).sum(dim=1, keepdim=True) / (count - 1)
+    mean = (rows * weights).sum(dim=1, keepdim=True) / count.clamp(min=1)
+    variance = ((rows - mean).square() * weights).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
     return (rows - gamma * mean) / (variance.sqrt() + STD_EPSILON) * weights
 
 

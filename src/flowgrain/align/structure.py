@@ -7,7 +7,7 @@ Also diagnostics of spatial structure. Everything in the dtype that comes in; fl
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -70,16 +70,26 @@ def orbit_dimension(channels: int, rank: int) -> int:
     return channels * (channels - 1) // 2 - rest * (rest - 1) // 2
 
 
-def similarity_correlation(rows: Float[Tensor, "b n c"], reference: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
+def similarity_correlation(
+    rows: Float[Tensor, "b n c"], reference: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, " b"]:
     """Correlation of the off-diagonal similarities, by sample: what to watch, for the loss itself starts small.
 
-    Independent isotropic unit rows of C channels have an expected loss of 2 (1 - 1/N) / C already.
+    Independent isotropic unit rows of C channels have an expected loss of 2 (1 - 1/N) / C already. ``mask`` False where
+    a token does not count. NaN where one side's similarities are all equal, or there are too few.
     """
-    own, other = (one @ one.mT for one in (rows, reference))
-    places = torch.triu_indices(own.shape[1], own.shape[1], offset=1, device=own.device)
-    a, b = own[:, places[0], places[1]], other[:, places[0], places[1]]
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    return (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    count = rows.shape[1]
+    pairs = ~torch.eye(count, dtype=torch.bool, device=rows.device).expand(len(rows), -1, -1)
+    if mask is not None:
+        pairs = pairs & mask.unsqueeze(1) & mask.unsqueeze(2)
+    size = pairs.sum(dim=(1, 2), keepdim=True)
+    sides = []
+    for one in (rows, reference):
+        values = (one @ one.mT) * pairs
+        sides.append((values - values.sum(dim=(1, 2), keepdim=True) / size) * pairs)
+    own, other = sides
+    squares = own.square().sum(dim=(1, 2)) * other.square().sum(dim=(1, 2))
+    return (own * other).sum(dim=(1, 2)) / squares.sqrt()
 
 
 def _spectrum(rows: Tensor, count: int) -> Tensor:

@@ -36,10 +36,7 @@ def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> I
 
     Raises :class:`DataError` and :class:`ConfigError` for what a run could not open either.
     """
-    capabilities = read_capabilities(model.path, model.config)
-    decomposed = open_source(folder)[1]
-    data = DataConfig(path=folder, resolution=None if decomposed else capabilities.native_size)
-    dataset = open_dataset(data, capabilities.pixel_multiple)
+    capabilities, dataset = read_capabilities(model.path, model.config), folder_data(folder, model)
     plan = plan_epoch(dataset.table, TupleConfig(), seed=0, epoch=0)
     findings = [*_findings(dataset, None, model, on_progress), *_plan_findings(TupleConfig(), plan)]
     return Inspection(
@@ -50,6 +47,19 @@ def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> I
         storage=_storage(dataset, capabilities, folder, None),
         findings=ordered(findings),
     )
+
+
+def folder_data(folder: Path, model: ModelConfig) -> SliceDataset:
+    """The slices of a folder as ``model`` would be trained on them; raises as :func:`inspect_folder`."""
+    capabilities = read_capabilities(model.path, model.config)
+    decomposed = open_source(folder)[1]
+    data = DataConfig(path=folder, resolution=None if decomposed else capabilities.native_size)
+    return open_dataset(data, capabilities.pixel_multiple)
+
+
+def recipe_data(recipe: Recipe) -> SliceDataset:
+    """The slices that a recipe trains on; raises as :func:`inspect_folder`."""
+    return open_data(recipe, read_capabilities(recipe.model.path, recipe.model.config).pixel_multiple)[0]
 
 
 def inspect_recipe(recipe: Recipe, on_progress: Progress) -> Inspection:

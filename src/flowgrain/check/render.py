@@ -1,7 +1,7 @@
 """An inspection as text for a terminal, as JSON for programs and as an HTML page."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 
@@ -29,8 +29,8 @@ def as_text(inspection: Inspection) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_page(inspection: Inspection) -> Page:
-    """The same as a page of the report."""
+def as_page(inspection: Inspection, more: Sequence[Section] = ()) -> Page:
+    """The same as a page of the report, with sections that only a page can hold."""
     return Page(
         title="Data check",
         subtitle=inspection.subject,
@@ -47,6 +47,7 @@ def as_page(inspection: Inspection) -> Page:
                 "shapes", "Shapes", "Slices of one shape share micro-batches; rare shapes make small ones.",
                 (_bucket_table(inspection),),
             ),
+            *more,
         ),
     )  # fmt: skip
 

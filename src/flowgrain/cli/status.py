@@ -13,6 +13,7 @@ _MEANING = {
     "finished": "finished",
     "interrupted": "interrupted on request; --resume goes on",
     "non-finite": "stopped by a loss or gradient that is not finite",
+    "collapsed": "stopped because the autoencoder's output had become constant",
     "died": "died: its process is gone without having saved; --resume goes on from the last checkpoint",
     "unknown": "unknown: it was running on another machine when this was written",
 }
@@ -58,7 +59,11 @@ def _lines(run: Path, state: "RunState") -> list[str]:
         lines.append("checkpoint: none yet")
     lines.append(f"disk: {state.bytes / 2**20:.1f} MiB")
     if state.error_bundle is not None:
-        lines.append(f"not finite: flowgrain replay {run / state.error_bundle}")
+        from flowgrain.train.repro import BATCHES_NAME
+
+        bundle = run / state.error_bundle
+        replayed = (bundle / BATCHES_NAME).exists()  # an autoencoder's names its pictures alone
+        lines.append(f"not finite: {f'flowgrain replay {bundle}' if replayed else bundle / 'update.json'}")
     return lines
 
 

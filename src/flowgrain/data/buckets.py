@@ -3,7 +3,7 @@
 The list is the one of kohya's sd-scripts (area at most that of the resolution, every width from ``min_side`` to
 ``max_side``); the choice compares logarithms of aspect ratios, as NovelAI does, so that a landscape picture and
 its transpose get transposed buckets. :func:`shrink_crop` is the other rule of kohya's: shapes without a list, from
-the pictures themselves.
+the pictures themselves. :func:`long_edge_list` is the rule of 2K and 4K training: every shape has the same longer side.
 """
 
 import math
@@ -105,6 +105,11 @@ def shrink_crop(width: int, height: int, resolution: int | tuple[int, int], step
         raise ValueError(f"sides must be positive, got {width}x{height}")
     across, down = (resolution, resolution) if isinstance(resolution, int) else resolution
     resize = (width, height) if width * height <= across * down else _shrunk(width, height, across * down, step)
+    return _trimmed(width, height, resize, step)
+
+
+def _trimmed(width: int, height: int, resize: tuple[int, int], step: int) -> tuple[Bucket, CoverCrop]:
+    """A resized picture cut, centred, to multiples of ``step``."""
     bucket = (resize[0] // step * step, resize[1] // step * step)
     if not all(bucket):
         raise DataError(
@@ -112,6 +117,47 @@ def shrink_crop(width: int, height: int, resolution: int | tuple[int, int], step
             "px; allow enlarging, lower the step or leave the picture out"
         )
     return bucket, CoverCrop(resize, (resize[0] - bucket[0]) // 2, (resize[1] - bucket[1]) // 2)
+
+
+def long_edge_list(long_edge: int, step: int = 64, max_aspect: float = 4.0) -> tuple[Bucket, ...]:
+    """Sorted (width, height) shapes whose longer side is ``long_edge`` pixels, the shorter one a multiple of ``step``.
+
+    ``max_aspect`` is the greatest ratio of the longer to the shorter side. Raises :class:`ConfigError` for a long edge
+    that is no multiple of ``step``.
+    """
+    _check_edge(long_edge, step)
+    shortest = -(-math.ceil(long_edge / max_aspect) // step) * step
+    sides = range(min(shortest, long_edge), long_edge + 1, step)
+    return tuple(sorted({shape for side in sides for shape in ((side, long_edge), (long_edge, side))}))
+
+
+def long_edge_crop(
+    width: int, height: int, long_edge: int, step: int = 64, max_aspect: float = 4.0
+) -> tuple[Bucket, CoverCrop]:
+    """The shape of :func:`long_edge_list` for a picture, and its resize and crop.
+
+    At most half a step of the shorter side, and its share of the longer one, is cut off: a picture longer than
+    ``max_aspect`` would lose more and is refused. Raises :class:`DataError` for such a one.
+    """
+    _check_aspect(width, height, long_edge, max_aspect)
+    bucket = best_aspect_match(width, height, long_edge_list(long_edge, step, max_aspect))
+    return bucket, cover_crop(width, height, bucket)
+
+
+def long_edge_shrink(
+    width: int, height: int, long_edge: int, step: int = 64, max_aspect: float = 4.0
+) -> tuple[Bucket, CoverCrop]:
+    """The same for a picture that is never enlarged: its own size, or shrunk to ``long_edge``, trimmed to steps.
+
+    Raises :class:`DataError` for a picture longer than ``max_aspect`` and for a side below ``step`` pixels.
+    """
+    _check_edge(long_edge, step)
+    _check_aspect(width, height, long_edge, max_aspect)
+    longer = max(width, height)
+    resize = (width, height)
+    if longer > long_edge:
+        resize = (max(_round_ratio(width * long_edge, longer), 1), max(_round_ratio(height * long_edge, longer), 1))
+    return _trimmed(width, height, resize, step)
 
 
 def fitted_margins(width: int, height: int, bucket: Bucket) -> tuple[int, int, int]:
@@ -127,6 +173,25 @@ def fitted_margins(width: int, height: int, bucket: Bucket) -> tuple[int, int, i
         fitted = (float(across), across * height / width)
     left, top = int((across - fitted[0]) // 2), int((down - fitted[1]) // 2)
     return left, top, round(across - fitted[0] - left)
+
+
+def _check_edge(long_edge: int, step: int) -> None:
+    if step < 1 or long_edge < step or long_edge % step:
+        near = long_edge // step * step if step >= 1 else 0
+        raise ConfigError(
+            f"long_edge {long_edge} px must be a positive multiple of the bucket step ({step} px): take "
+            + (f"{near} or {near + step}" if near else f"{max(step, 1)}")
+        )
+
+
+def _check_aspect(width: int, height: int, long_edge: int, max_aspect: float) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"sides must be positive, got {width}x{height}")
+    if max(width, height) > max_aspect * min(width, height):
+        raise DataError(
+            f"{width}x{height} px is longer than the buckets of long edge {long_edge} (aspect {max_aspect:g} at most) "
+            "and would lose much of itself; raise resolution.max_aspect, or cut the picture yourself"
+        )
 
 
 def _shrunk(width: int, height: int, area: int, step: int) -> tuple[int, int]:

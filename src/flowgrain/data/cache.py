@@ -1,8 +1,9 @@
 """Autoencoder posteriors and prompt embeddings, computed once and kept by content.
 
-A posterior's key is made of the file's bytes, its transform, the mirror state, the family's fingerprint and the code
-version, so that an entry can be missing but never wrong. Live and cached sources encode one picture (one caption) a
-call and give the same bits. ``shards.py`` keeps the entries, on disk in safetensors shards.
+A posterior's key is made of the file's bytes, its transform, the mirror state, how the autoencoder was tiled, the
+family's fingerprint and the code version, so that an entry can be missing but never wrong. Live and cached sources
+encode one picture (one caption) a call and give the same bits. ``shards.py`` keeps the entries, on disk in safetensors
+shards.
 """
 
 import logging
@@ -99,7 +100,10 @@ class PosteriorCache(PosteriorSource):
 
     def _key(self, dataset: SliceDataset, index: int, flip: bool) -> str:
         chosen = dataset.slices[index]
-        return self._store.key(chosen.digest, chosen.transform, "mirrored" if flip else "as is")
+        width, height = chosen.bucket
+        tiles = self._family.encoding_of(height, width)  # empty for a whole pass, whose key stays what it was
+        content = (chosen.digest, chosen.transform, "mirrored" if flip else "as is", *([tiles] if tiles else []))
+        return self._store.key(*content)
 
 
 class EmbeddingCache(EmbeddingSource):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from flowgrain.config import Config
 from flowgrain.data.buckets import Bucket
@@ -30,6 +30,21 @@ _WHAT_PATH_NAMES = (
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
+class LongEdge(Config):
+    """Buckets that all have the same longer side: ``resolution: {long_edge: 4096}``."""
+
+    long_edge: int = Field(ge=64, le=8192, description="longer side of every bucket, pixels")
+    max_aspect: float = Field(
+        default=4.0, ge=1, le=16, description="longer over shorter side at most; longer pictures are left out"
+    )
+
+
+Resolution = Annotated[
+    Annotated[int, Field(ge=1), Tag("side")] | Annotated[LongEdge, Tag("rule")],
+    Discriminator(lambda value: "rule" if isinstance(value, dict | LongEdge) else "side"),
+]
+
+
 class SourceConfig(Config):
     """One source of several. Levels, resolution, buckets and trigger that it leaves out are those of ``data``."""
 
@@ -51,7 +66,7 @@ class SourceConfig(Config):
     granularity: Granularity | None = Field(
         default=None, description="what its pictures count as (plain folder; macro): close-ups are micro"
     )
-    resolution: int | None = Field(default=None, ge=1, description="as data.resolution, for this folder")
+    resolution: Resolution | None = Field(default=None, description="as data.resolution, for this folder")
     buckets: tuple[Bucket, ...] | None = Field(
         default=None, min_length=1, description="as data.buckets, for this folder"
     )
@@ -79,10 +94,10 @@ class DataConfig(Config):
         default=None, min_length=1, description="several folders, each with its settings, instead of path"
     )
     levels: tuple[str, ...] | None = Field(default=None, description="names of the levels to keep; null: all")
-    resolution: int | None = Field(
+    resolution: Resolution | None = Field(
         default=None,
-        ge=1,
-        description=f"side in pixels whose area the buckets have (plain folder; {DEFAULT_RESOLUTION})",
+        description=f"side in pixels whose area the buckets have (plain folder; {DEFAULT_RESOLUTION}), or {{long_edge: "
+        "4096}: buckets that all have this longer side",
     )
     buckets: tuple[Bucket, ...] | None = Field(
         default=None, min_length=1, description="explicit (width, height) list instead of resolution (plain folder)"

@@ -11,7 +11,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from flowgrain.data.buckets import Bucket, CoverCrop, best_aspect_match, cover_crop, fitted_margins, shrink_crop
+from flowgrain.data.buckets import (
+    Bucket,
+    CoverCrop,
+    best_aspect_match,
+    cover_crop,
+    fitted_margins,
+    long_edge_crop,
+    long_edge_shrink,
+    shrink_crop,
+)
 from flowgrain.data.captions import CaptionConflict, caption_beside
 from flowgrain.data.collections import Item
 from flowgrain.data.collections.base import stem_of
@@ -94,17 +103,23 @@ class _Shapes:
     """The bucket of each size, chosen once a size."""
 
     def __init__(self, source: Source, pixel_multiple: int):
-        self._resolution = source.resolution(pixel_multiple) if source.data.no_upscale else None
-        self._buckets = source.buckets(pixel_multiple) if self._resolution is None else ()
+        self._enlarges = not source.data.no_upscale
+        self._edge = source.long_edge(pixel_multiple)
+        by_area = not self._enlarges and self._edge is None
+        self._resolution = source.resolution(pixel_multiple) if by_area else None
+        # of a long edge too, though not read: a wrong one is a mistake of the recipe, not of every picture
+        self._buckets = () if by_area else source.buckets(pixel_multiple)
         self._chosen: dict[tuple[int, int], tuple[Bucket, CoverCrop]] = {}
 
     def of(self, size: tuple[int, int]) -> tuple[Bucket, CoverCrop]:
-        """Raises DataError where a picture that must not be enlarged is smaller than the step."""
+        """Raises DataError for a picture longer than all buckets, or below the step where none is enlarged."""
         if size not in self._chosen:
             self._chosen[size] = self._choose(size)
         return self._chosen[size]
 
     def _choose(self, size: tuple[int, int]) -> tuple[Bucket, CoverCrop]:
+        if self._edge is not None:
+            return (long_edge_crop if self._enlarges else long_edge_shrink)(*size, *self._edge)
         if self._resolution is not None:
             return shrink_crop(*size, *self._resolution)
         bucket = best_aspect_match(*size, self._buckets)

@@ -29,6 +29,8 @@ CODE_VERSION = "2"
 SHARD_ENTRIES = 256
 SHARD_BYTES = 256 * 2**20
 _OPEN_SHARDS = 64
+_OPEN_BYTES = 2 * 2**30
+"""Shards stay mapped up to so many and so many bytes: pages that were read count as memory of the process."""
 _CHECKSUM = "crc "
 
 Item = TypeVar("Item")
@@ -56,7 +58,7 @@ class ShardStore:
         self._places: dict[str, tuple[Path, tuple[str, ...], str | None]] = {}
         self._sound: set[str] = set()
         self._reported: set[Path] = set()
-        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._open: OrderedDict[Path, tuple[Any, int]] = OrderedDict()
         if folder is not None:
             self._index(folder)
 
@@ -208,14 +210,16 @@ class ShardStore:
         return "" if metadata.get("model") == self._fingerprint else "of another model or precision"
 
     def _stream(self, shard: Path) -> Any:
-        """Memory-mapped shard; the ones used last stay open, within the limit on open files."""
+        """Memory-mapped shard; the ones used last stay open, within the limits on open files and mapped bytes."""
         if shard in self._open:
             self._open.move_to_end(shard)
-        else:
-            self._open[shard] = safe_open(shard, framework="pt")
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return self._open[shard]
+            return self._open[shard][0]
+        stream, size = safe_open(shard, framework="pt"), shard.stat().st_size
+        mapped = size + sum(known for _, known in self._open.values())
+        while self._open and (len(self._open) >= _OPEN_SHARDS or mapped > _OPEN_BYTES):
+            mapped -= self._open.popitem(last=False)[1][1]
+        self._open[shard] = stream, size
+        return stream
 
 
 def _checksum(tensors: Tensors) -> str:

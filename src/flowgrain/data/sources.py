@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flowgrain.data.buckets import Bucket, bucket_list
+from flowgrain.data.buckets import Bucket, bucket_list, long_edge_list
 from flowgrain.data.captions import decorate, with_trigger
 from flowgrain.data.collections import Collection, Folder, open_collection
 from flowgrain.data.collections.tar_shards import TarShards
-from flowgrain.data.config import DEFAULT_RESOLUTION, DataConfig, SourceConfig
+from flowgrain.data.config import DEFAULT_RESOLUTION, DataConfig, LongEdge, SourceConfig
 from flowgrain.data.images import is_picture
 from flowgrain.data.quarantine import Problem
 from flowgrain.data.records import MANIFEST_NAME, Slice
@@ -68,7 +68,7 @@ class Source:
         return with_trigger(text, self.trigger) if self.trigger else text
 
     def buckets(self, pixel_multiple: int) -> tuple[Bucket, ...]:
-        """Shapes of a plain folder: the list given, or kohya's list for the resolution.
+        """Shapes of a plain folder: the list given, or the one of the resolution.
 
         Raises :class:`ConfigError` for shapes that the model cannot take.
         """
@@ -80,15 +80,25 @@ class Source:
                         f"{key}.buckets: {width}x{height} is no positive multiple of the model's {pixel_multiple} px"
                     )
             return given.buckets
-        return bucket_list(*self.resolution(pixel_multiple))
+        edge = self.long_edge(pixel_multiple)
+        return bucket_list(*self.resolution(pixel_multiple)) if edge is None else long_edge_list(*edge)
+
+    def long_edge(self, pixel_multiple: int) -> tuple[int, int, float] | None:
+        """(longer side, step, greatest aspect) of the buckets where they share their longer side, else None.
+
+        Raises :class:`ConfigError` for a side that the model cannot take.
+        """
+        rule = self._shapes()[0].resolution
+        return (*self.resolution(pixel_multiple), rule.max_aspect) if isinstance(rule, LongEdge) else None
 
     def resolution(self, pixel_multiple: int) -> tuple[int, int]:
-        """Side in pixels whose area pictures have, and the step of their sides: about 64 px, finer below 256 px.
+        """Side whose area pictures have (or the longer side), and the step of sides: about 64 px, finer below 256.
 
         Raises :class:`ConfigError` for a resolution that the model cannot take.
         """
         given, key = self._shapes()
-        resolution = given.resolution or DEFAULT_RESOLUTION
+        rule = given.resolution or DEFAULT_RESOLUTION
+        resolution = rule.long_edge if isinstance(rule, LongEdge) else rule
         if resolution < pixel_multiple:
             raise ConfigError(
                 f"{key}.resolution: {resolution} is below the {pixel_multiple} px that the model's sides come in"

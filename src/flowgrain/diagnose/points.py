@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowgrain.errors import CheckpointError
 from flowgrain.sample.run_folder import Checkpoint, list_checkpoints
+from flowgrain.train.objective import without_heads
 
 TRAINABLE_NAME = "trainable.safetensors"
 _PARAMETER = "parameter."
@@ -94,4 +95,5 @@ def read_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: damaged ({reason}); choose another checkpoint") from None
-    return {name.removeprefix(_PARAMETER): value for name, value in tensors.items() if name.startswith(_PARAMETER)}
+    trained = {name.removeprefix(_PARAMETER): value for name, value in tensors.items() if name.startswith(_PARAMETER)}
+    return without_heads(trained)

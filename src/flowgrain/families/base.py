@@ -178,6 +178,10 @@ class Family(ABC):
     def encode_pixels(self, pixels: Float[Tensor, "b 3 h w"]) -> Posterior:
         """Posterior of images in [-1, 1], without gradient."""
 
+    def encoding_of(self, height: int, width: int) -> str:
+        """How pictures of a size are encoded where it is not in one whole pass: part of a posterior's cache key."""
+        return ""
+
     @abstractmethod
     def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Sample the posterior with the given noise, then shift and scale: the model's x0."""

@@ -1,8 +1,7 @@
 """What all families do alike: everything that an ordinary diffusers pipeline already defines.
 
 A family's own file names its pipeline class and backbone, says what may be asked of the model, how a caption becomes
-tensors, and how the backbone is called. All else (loading, encoding and decoding pixels, fingerprints, offloading,
-taps, adapters in pipelines) is here, on the loaded pipeline's own parts.
+tensors, and how the backbone is called. All else is here, on the loaded pipeline's own parts.
 """
 
 from abc import abstractmethod
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowgrain.errors import ModelError
+from flowgrain.families.autoencoder import encoding_of, set_tiling
 from flowgrain.families.base import (
     Capabilities,
     Conditioning,
@@ -68,6 +68,7 @@ class DiffusersFamily(Family):
         self._check_parts()
         self._backbone: Any = getattr(pipeline, self.backbone_name)
         self._vae = pipeline.vae
+        set_tiling(self._vae, "auto", source)
         for module in (self._backbone, *self.encoders().values()):
             module.requires_grad_(False).eval()
         configs = {name: part.config for name, part in pipeline.components.items() if isinstance(part, ConfigMixin)}
@@ -174,10 +175,12 @@ class DiffusersFamily(Family):
         rows = pixels.to(self.device, self._vae.dtype).split(1)
         with self._parked_after():
             posteriors = [self._encoded(row) for row in rows]
-        return Posterior(
-            mean=torch.cat([mean for mean, _ in posteriors]).float(),
-            logvar=torch.cat([logvar for _, logvar in posteriors]).float(),
-        )
+        mean, logvar = (torch.cat(parts).float() for parts in zip(*posteriors, strict=True))
+        return Posterior(mean, logvar)
+
+    def encoding_of(self, height: int, width: int) -> str:
+        """See :meth:`Family.encoding_of`."""
+        return encoding_of(self._vae, height, width)
 
     def latents(self, posterior: Posterior, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """See :meth:`Family.latents`: mean + exp(logvar / 2) noise, normalised as the pipeline undoes it."""
@@ -227,11 +230,10 @@ class DiffusersFamily(Family):
         """
         pipe = self.pipeline_class(**self._pipeline.components, **self._pipeline_settings())
         pipe.set_progress_bar_config(disable=True)
-        if adapter is None:
-            return pipe
-        if any(carries_adapter(part) for part in self.components().values()):
-            raise ModelError(f"{adapter}: the model carries an adapter already; remove it before loading another")
-        load_adapter(pipe, adapter)
+        if adapter is not None:
+            if any(carries_adapter(part) for part in self.components().values()):
+                raise ModelError(f"{adapter}: the model carries an adapter already; remove it before loading another")
+            load_adapter(pipe, adapter)
         return pipe
 
     def predict(
@@ -243,8 +245,7 @@ class DiffusersFamily(Family):
     ) -> Prediction:
         """See :meth:`Family.predict`; taps name blocks, such as ``transformer_blocks.10``.
 
-        A tap's value is the block's output for the image tokens, (b, tokens, width), rows first; of a U-Net its
-        feature map.
+        A tap's value is the block's output for the image tokens, (b, tokens, width), rows first; of a U-Net its map.
         """
         cells = self.capabilities.pixel_multiple // self.capabilities.latent_scale
         height, width = x_t.shape[-2:]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowgrain import rng
+from flowgrain.align.references import References
 from flowgrain.data.cache import EmbeddingSource, PosteriorSource
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import MicroBatch
@@ -21,7 +22,8 @@ class BatchBuilder:
 
     Noise, u, posterior noise, flip and caption of a slice depend on (seed, epoch, slice id) alone, so the partition
     into micro-batches, the process and a resume change nothing. ``embeddings`` None leaves the captions to the
-    model, which encodes them with gradient: its text encoders train.
+    model, which encodes them with gradient: its text encoders train. ``references`` are the tokens that alignment terms
+    compare with, None where there are no terms.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class BatchBuilder:
         noise: NoiseConfig,
         mask: MaskConfig,
         device: torch.device,
+        references: References | None = None,
     ):
         self._dataset = dataset
         self._family = family
@@ -45,6 +48,7 @@ class BatchBuilder:
         self._noise_config = noise
         self._mask = mask
         self._device = device
+        self._references = references
 
     def build(self, micro: MicroBatch, epoch: int) -> Batch:
         """Tensors of one micro-batch on the training device."""
@@ -57,6 +61,7 @@ class BatchBuilder:
         names = [s.slice_id for s in slices]
         x0 = self._family.latents(posterior, self._draw(shape, epoch, names, "posterior")).float()
         captions = [self._dataset.caption(i, self._seed, epoch) for i in indices]
+        masks = self._masks(indices, mirrored)
         return Batch(
             x0=x0.to(self._device),
             noise=self._noise(x0, epoch, names).to(self._device),
@@ -66,7 +71,10 @@ class BatchBuilder:
             inputs=self.inputs(indices, captions, mirrored),
             weight=torch.tensor(micro.weights, dtype=torch.float64, device=self._device),
             names=names,
-            cell_weight=self._cell_weights(indices, mirrored),
+            cell_weight=None if masks is None else self._cell_weights(masks),
+            features=self._features(indices, mirrored),
+            token_masks=self._token_masks(indices, masks),
+            watch=self._watch(epoch, names),
         )
 
     def inputs(self, indices: Sequence[int], captions: list[str], mirrored: Sequence[bool]) -> ConditionInputs:
@@ -85,16 +93,36 @@ class BatchBuilder:
         strength = config.offset + config.adaptive * x0.mean(dim=(2, 3), keepdim=True).abs().to(noise)
         return noise + strength.clamp(min=0) * self._draw((x0.shape[1], 1, 1), epoch, names, "noise offset")
 
-    def _cell_weights(self, indices: list[int], mirrored: list[bool]) -> Tensor | None:
-        """Weights of the latent cells, None where no slice of the micro-batch has a mask."""
+    def _masks(self, indices: list[int], mirrored: list[bool]) -> list[Tensor] | None:
+        """Masks of the slices, white for one that has none; None where no slice of the micro-batch has one."""
         masks = [self._dataset.mask(i, flip) for i, flip in zip(indices, mirrored, strict=True)]
         if all(mask is None for mask in masks):
             return None
         width, height = self._dataset.slices[indices[0]].bucket
+        return [torch.ones(height, width) if mask is None else mask for mask in masks]
+
+    def _cell_weights(self, masks: list[Tensor]) -> Tensor:
+        """Weights of the latent cells."""
         scale = self._family.capabilities.latent_scale
-        whole = torch.ones(height, width)
-        rows = [cell_weights(whole if mask is None else mask, scale, self._mask) for mask in masks]
-        return torch.stack(rows).to(self._device)
+        return torch.stack([cell_weights(mask, scale, self._mask) for mask in masks]).to(self._device)
+
+    def _features(self, indices: list[int], mirrored: list[bool]) -> dict[str, Tensor]:
+        """Tokens of the reference encoders."""
+        if self._references is None:
+            return {}
+        return {name: value.to(self._device) for name, value in self._references.tokens(indices, mirrored).items()}
+
+    def _token_masks(self, indices: list[int], masks: list[Tensor] | None) -> dict[str, Tensor]:
+        """Which of these tokens count."""
+        if self._references is None or masks is None:
+            return {}
+        return {name: value.to(self._device) for name, value in self._references.token_masks(indices, masks).items()}
+
+    def _watch(self, epoch: int, names: list[str]) -> Tensor | None:
+        """A number a slice where there are terms to watch."""
+        if self._references is None:
+            return None
+        return torch.tensor([rng.uniform(self._seed, epoch, name, "watch") for name in names], dtype=torch.float64)
 
     def _draw(self, shape: tuple[int, ...], epoch: int, names: list[str], purpose: str) -> Tensor:
         """A row for each slice, drawn from its identity, on the CPU."""

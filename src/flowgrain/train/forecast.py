@@ -4,14 +4,17 @@ from collections import Counter
 
 import torch
 
+from flowgrain.align.terms.base import AlignmentTerm
 from flowgrain.data.cache import forecast_bytes
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import Update
 from flowgrain.data.tuples import plan_epoch
-from flowgrain.families.registry import read_capabilities
+from flowgrain.families.registry import load_skeleton, read_capabilities
+from flowgrain.train.alignment import build_terms, layouts_of, open_encoders, reference_bytes, shapes_of
 from flowgrain.train.memory_forecast import MemoryModel, largest_micro_batch, shape_of
 from flowgrain.train.recipe import Recipe
 from flowgrain.train.setup import choose_device, choose_precision, open_data
+from flowgrain.train.sizes import size_cost
 
 
 def forecast(recipe: Recipe) -> str:
@@ -31,9 +34,11 @@ def forecast(recipe: Recipe) -> str:
             f"{choose_precision(recipe.precision, device)} on {device}",
             *_data_lines(dataset),
             caption_line(recipe, dataset),
+            *_alignment_lines(recipe, dataset, capabilities.latent_scale),
             *_plan_lines(recipe, plan),
             _budget_line(recipe, plan),
             *_memory_lines(recipe, dataset, plan, device),
+            *_size_lines(recipe, dataset, plan),
             f"cache: {forecast_bytes(dataset, capabilities) / 2**20:.1f} MiB of latents "
             f"({len(dataset.slices)} slices x {len(dataset.flips)} mirror states)",
             "time: not forecast; --trial-update measures one micro-batch and extrapolates",
@@ -42,9 +47,42 @@ def forecast(recipe: Recipe) -> str:
     )
 
 
+def _alignment_lines(recipe: Recipe, dataset: SliceDataset, latent_scale: int) -> list[str]:
+    """A line a term, and what their reference tokens take; raises ModelError for a tap that is not there."""
+    configs = recipe.terms_in_force
+    if not configs:
+        return []
+    encoders = open_encoders(configs, torch.device("cpu"))
+    terms = build_terms(recipe, shapes_of(configs, layouts_of(recipe), encoders), torch.device("meta"))
+    lines = [_term_line(term, encoders[term.config.encoder].name, dataset, latent_scale) for term in terms]
+    size = reference_bytes(terms, dataset, encoders, latent_scale) / 2**20
+    kept = "encoded in every update (data.cache)" if recipe.data.cache is False else f"{size:.1f} MiB in the cache"
+    return [*lines, f"align: reference tokens are {kept}"]
+
+
+def _term_line(term: AlignmentTerm, encoder: str, dataset: SliceDataset, latent_scale: int) -> str:
+    config, shape = term.config, term.shape
+    sizes = sorted({term.grid(height // latent_scale, width // latent_scale) for width, height in
+                    {item.bucket for item in dataset.slices}})  # fmt: skip
+    grids = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    head = sum(parameter.numel() for parameter in term.head().parameters())
+    return (
+        f"align: {config.name}, weight {config.weight:g}: {config.tap} ({shape.width} channels) through {head:,} "
+        f"parameters to {encoder}, on grids of {grids}"
+    )
+
+
 def _memory_lines(recipe: Recipe, dataset: SliceDataset, plan: list[Update], device: torch.device) -> list[str]:
     shape = shape_of(dataset, largest_micro_batch(dataset, plan))
     return MemoryModel(recipe, device, choose_precision(recipe.precision, device)).forecast(shape).lines()
+
+
+def _size_lines(recipe: Recipe, dataset: SliceDataset, plan: list[Update]) -> list[str]:
+    """What the largest pictures cost, by the model's configuration files."""
+    model, shape = recipe.model, shape_of(dataset, largest_micro_batch(dataset, plan))
+    family = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config)
+    embedding = family.embed_text(["a"])
+    return size_cost(family, embedding, shape.width, shape.height, model.guidance, recipe.memory.vae_tiling).lines()
 
 
 def _data_lines(dataset: SliceDataset) -> list[str]:

@@ -68,6 +68,8 @@ class RunLog:
         values = {f"train/{name}": line[name] for name in ("loss", "grad_norm", "lr")}
         for quantity in ("loss", "mean_t"):
             values |= {f"{quantity}/{level}": value for level, value in line[f"{quantity}_by_level"].items()}
+        for name, levels in line.get("watched_by_level", {}).items():
+            values |= {f"terms/{name}/{level}": value for level, value in levels.items()}
         values["speed/slices_per_second"] = line["slices_in_update"] / max(line["update_seconds"], 1e-9)
         self._scalars(values, line["update"])
 
@@ -75,6 +77,7 @@ class RunLog:
         """Log one validation."""
         self._line("validation", line)
         values = {f"validation/{level}": sum(row) / len(row) for level, row in line["by_level"].items()}
+        values |= {f"validation/{name}": value for name, value in line.get("scores", {}).items()}
         self._scalars({"validation/loss": line["loss"], **values}, line["update"])
 
     def interference(self, line: dict[str, Any]) -> None:

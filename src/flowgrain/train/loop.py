@@ -1,48 +1,46 @@
 """The training loop: plan, update, log, measure, save; resume exactly.
 
-It owns the plan, the state and the signals, and knows nothing of what is minimised: that is the objective's. Every
+It owns the plan, the state and the signals, and knows nothing of what is minimised: that is the stage's. Every
 process runs it alike; only the main one writes.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from flowgrain import rng
 from flowgrain.config import dump_yaml
 from flowgrain.data.quarantine import QUARANTINE_NAME, describe_problems, write_quarantine
-from flowgrain.data.records import Update
-from flowgrain.data.tuples import plan_hash, shard
-from flowgrain.errors import CheckpointError, NonFiniteError
-from flowgrain.files import atomic_write_text
+from flowgrain.data.tuples import plan_hash
+from flowgrain.errors import CheckpointError, CollapseError, NonFiniteError
+from flowgrain.files import atomic_write_text, remove_directory
 from flowgrain.locks import locked
-from flowgrain.train.adapter_header import adapter_header
 from flowgrain.train.best import Best, best_of_log, improves, write_best
 from flowgrain.train.disk import low_space, writing
+from flowgrain.train.fine_tuning_stage import FineTuningStage
 from flowgrain.train.log import RunLog, read_log
-from flowgrain.train.optimizers import set_learning_rates
 from flowgrain.train.recipe import Recipe
-from flowgrain.train.repro import bundle_path, write_bundle
+from flowgrain.train.repro import bundle_path
 from flowgrain.train.resume import clean, restore, starting_point
 from flowgrain.train.run_file import RunStatus, start_date, write_run_file
 from flowgrain.train.runtime import ALONE, Runtime
 from flowgrain.train.schedule import Progress, finished, learning_rate_factor, milestones_reached, spent
-from flowgrain.train.setup import Session, prepare
+from flowgrain.train.setup import prepare
 from flowgrain.train.signals import graceful_signals
+from flowgrain.train.stage import AnyRecipe, Measurement, Stage
 from flowgrain.train.state import (
     RECIPE_NAME,
     RUN_NAME,
     CheckpointInfo,
     checkpoint_bytes,
     checkpoint_path,
+    complete_checkpoints,
     prune_resume_points,
     write_checkpoint,
 )
-from flowgrain.train.step import UpdateResult, run_update
+from flowgrain.train.step import UpdateResult
 from flowgrain.train.trial import trial_update
 
 
@@ -77,12 +75,29 @@ class Outcome:
 
 
 def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = ALONE, trial: bool = False) -> Outcome:
-    """Run a recipe to the end of its budget, or until a signal asks to stop.
+    """Fine-tune by a recipe to the end of its budget, or until a signal asks to stop.
 
     ``trial`` first runs the largest micro-batch forward and backward, to meet the memory's limit before update one.
+    Raises as :func:`run_stage`.
+    """
+
+    def stage() -> Stage:
+        session = prepare(recipe, observer.stage, runtime)
+        if trial:
+            observer.noted(trial_update(session).line())
+        return FineTuningStage(session)
+
+    return run_stage(recipe, resume, observer, runtime, stage)
+
+
+def run_stage(
+    recipe: AnyRecipe, resume: bool, observer: Observer, runtime: Runtime, prepared: Callable[[], Stage]
+) -> Outcome:
+    """Run what ``prepared`` gives to the end of the recipe's budget, or until a signal asks to stop.
+
     Raises FolderError when the output folder is in use; CheckpointError when it holds another run, cannot be written
     (disk full), or, resuming, holds a checkpoint of another recipe, data set or plan; NonFiniteError when a loss or
-    gradient is not finite; MissingExtraError when a logger is not installed.
+    gradient is not finite; CollapseError when the output is constant; MissingExtraError when a logger is not installed.
     """
     recipe.log.check()
     with locked(recipe.output) if runtime.is_main else nullcontext():
@@ -91,15 +106,14 @@ def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = A
             clean(recipe.output)
         if resume and start is None:
             observer.noted(f"{recipe.output}: no complete checkpoint yet, starting from the beginning")
-        session = prepare(recipe, observer.stage, runtime)
-        if trial:
-            observer.noted(trial_update(session).line())
-        progress = restore(session, start) if start is not None else Progress()
+        stage = prepared()
+        progress = restore(stage, start) if start is not None else Progress()
         runtime.require_equal({"number of updates done": str(progress.updates)})
-        log = _open_folder(session, progress, resumed=start is not None, observer=observer)
-        if session.modulation is not None and session.modulation.note():
-            observer.noted(session.modulation.note())
-        run = _Run(session, observer, log, progress)
+        log = _open_folder(stage, progress, resumed=start is not None, observer=observer)
+        note = stage.note()
+        if note is not None:
+            observer.noted(note)
+        run = _Run(stage, observer, log, progress)
         try:
             with graceful_signals(observer.stopping) as received:
                 return run.to_the_end(received)
@@ -108,11 +122,11 @@ def train(recipe: Recipe, resume: bool, observer: Observer, runtime: Runtime = A
                 log.close()
 
 
-def _open_folder(session: Session, progress: Progress, resumed: bool, observer: Observer) -> RunLog | None:
+def _open_folder(stage: Stage, progress: Progress, resumed: bool, observer: Observer) -> RunLog | None:
     """Write what the run folder starts with and open its log; None in processes that do not write."""
-    if not session.runtime.is_main:
+    if not stage.runtime.is_main:
         return None
-    recipe, problems = session.recipe, session.dataset.problems
+    recipe, problems = stage.recipe, stage.dataset.problems
     output = recipe.output
     with writing(output, output / RECIPE_NAME):
         atomic_write_text(output / RECIPE_NAME, dump_yaml(recipe))
@@ -130,15 +144,15 @@ def _open_folder(session: Session, progress: Progress, resumed: bool, observer: 
 class _Run:
     """The mutable side of one run."""
 
-    def __init__(self, session: Session, observer: Observer, log: RunLog | None, progress: Progress):
-        self._session = session
-        self._runtime = session.runtime
-        self._recipe = session.recipe
-        self._output = session.recipe.output
+    def __init__(self, stage: Stage, observer: Observer, log: RunLog | None, progress: Progress):
+        self._stage = stage
+        self._runtime = stage.runtime
+        self._recipe = stage.recipe
+        self._output = stage.recipe.output
         self._observer = observer
         self._log = log
         self._progress = progress
-        self._plan = session.plan(progress.epoch)
+        self._plan = stage.plan(progress.epoch)
         self._date = start_date(self._output)
         self._saved_at = progress.updates
         self._warned_of_space = False
@@ -156,7 +170,7 @@ class _Run:
         while not stop and not finished(self._progress, self._recipe.budget):
             if self._progress.window >= len(self._plan):
                 self._progress = self._progress.next_epoch()
-                self._plan = self._session.plan(self._progress.epoch)
+                self._plan = self._stage.plan(self._progress.epoch)
             before = self._progress
             self._one_update()
             self._after_update(milestones_reached(before, self._progress, self._recipe.budget))
@@ -175,86 +189,93 @@ class _Run:
         """Bring best.json, kept checkpoints and pooled measurements to what the log says: a kill can come between."""
         if not self._runtime.is_main:
             return
+        self._tidy_best()
+        self._stage.remember(read_log(self._output))
+        if self._progress.updates > 0:
+            self._prune()
+
+    def _tidy_best(self) -> None:
         validation = self._recipe.validation
-        if validation is not None and validation.keep_best:
+        if self._runtime.is_main and validation is not None and validation.keep_best:
             self._best = best_of_log(self._output)
             with writing(self._output, self._output):
                 write_best(self._output, self._best)
-        if self._session.interference is not None:
-            self._session.interference.remember(read_log(self._output))
-        if self._progress.updates > 0:
-            self._prune()
 
     def _prune(self) -> None:
         prune_resume_points(self._output, {self._progress.updates} | ({self._best.update} if self._best else set()))
 
     def _one_update(self) -> None:
-        session = self._session
-        epoch = self._progress.epoch
-        whole = self._plan[self._progress.window]
-        if session.interference is not None:
-            session.interference.before(whole, self._progress.updates + 1)
+        stage, before = self._stage, self._progress
+        whole = self._plan[before.window]
+        stage.before_update(whole, before)
         started = time.perf_counter()
-        weighed = whole if session.modulation is None else session.modulation.weigh(whole)
-        own = shard(weighed, self._runtime.rank, self._runtime.world)
-        factor = learning_rate_factor(self._recipe.schedule, self._progress, self._recipe.budget)
-        set_learning_rates(session.optimizer, factor)
-        batches = (session.builder.build(micro, epoch) for micro in own.micro_batches)
+        factor = learning_rate_factor(self._recipe.schedule, before, self._recipe.budget)
         try:
-            # adapter dropout is the one draw from torch's global generator
-            with rng.seeded(self._recipe.seed, epoch, self._progress.window, "dropout"):
-                result = run_update(
-                    session.objective, batches, session.optimizer, self._recipe.clip, session.autocast, self._runtime
-                )
+            result = stage.update(whole, before, factor)
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {self._record_failure(weighed, str(error))}") from None
-        if session.ema is not None:
-            session.ema.update()
+            raise NonFiniteError(f"{error}; {self._record_failure(str(error))}") from None
+        except CollapseError as error:
+            raise CollapseError(f"{error}; {self._go_back()}") from None
         # all processes count the slowest one's time, so that a budget in seconds ends for all at once
         seconds = self._runtime.maximum(time.perf_counter() - started)[0]
-        self._progress = self._progress.after_update(whole.slices, whole.roots, seconds)
+        self._progress = before.after_update(whole.slices, whole.roots, seconds)
         if self._log is not None:
             with writing(self._output, self._output):
                 self._log.update(self._line(result, whole.slices, seconds, factor))
-        self._log_interference()
+        self._log_measurements(stage.measurements(self._progress.updates))
         self._observer.updated(self._progress, self._part(), result)
 
-    def _log_interference(self) -> None:
-        """Log what was measured of the update just done, if anything was."""
-        interference = self._session.interference
-        line = interference.after(self._progress.updates) if interference is not None else None
-        if line is None:
+    def _log_measurements(self, measurements: list[Measurement]) -> None:
+        if self._log is None:
             return
-        if self._log is not None:
-            with writing(self._output, self._output):
-                self._log.interference({**self._place(), **line})
-        if self._session.modulation is not None:
-            self._log_modulation(self._session.modulation.interfered(self._progress.updates, line))
-
-    def _log_modulation(self, line: dict[str, Any] | None) -> None:
-        if line is not None and self._log is not None:
-            with writing(self._output, self._output):
-                self._log.modulation({**self._place(), **line})
+        kinds = {"interference": self._log.interference, "modulation": self._log.modulation}
+        with writing(self._output, self._output):
+            for kind, line in measurements:
+                kinds[kind]({**self._place(), **line})
 
     def _place(self) -> dict[str, Any]:
         """Where in the run a line stands."""
         return {"update": self._progress.updates, "slices": self._progress.slices}
 
-    def _record_failure(self, update: Update, message: str) -> str:
-        """Save the last good parameters and a bundle that reproduces the failure; says where they are."""
+    def _record_failure(self, message: str) -> str:
+        """Save the last good parameters and what the failure can be looked at by; says where they are."""
         number = self._progress.updates + 1
         path = bundle_path(self._output, number)
-        outcome = f"update {number} is recorded in {path}: look at it with 'flowgrain replay {path}'"
+        outcome = f"update {number} is recorded in {path}"
         try:
             if self._runtime.is_main:
                 with writing(self._output, path):
-                    write_bundle(path, self._session, self._progress, update, message)
+                    outcome += f": {self._stage.write_failure(path, self._progress, message)}"
             if self._saved_at != self._progress.updates:
                 self._save(())
             self._write_run("non-finite")
         except CheckpointError as failure:
             outcome = f"it could not be recorded: {failure}"
         return self._runtime.gather(outcome)[0]  # no process ends before the main one has written
+
+    def _go_back(self) -> str:
+        """Leave as the last checkpoint a state from before a collapse; says which."""
+        healthy, back = self._stage.go_back(self._progress)
+        found = [int(folder.name.removeprefix("update-")) for folder in complete_checkpoints(self._output)]
+        kept = self._runtime.gather(max((update for update in found if update <= healthy), default=0))[0]
+        outcome = "no state from before is left: start again from the model"
+        try:
+            if self._runtime.is_main:
+                for update in (each for each in found if each > healthy):  # --resume would go on from them
+                    remove_directory(checkpoint_path(self._output, update))
+            self._tidy_best()
+            if back is not None and back.updates > kept:
+                self._progress, self._plan, kept = back, self._stage.plan(back.epoch), back.updates
+                self._save(())
+            elif kept and self._runtime.is_main:
+                restore(self._stage, checkpoint_path(self._output, kept))
+                self._stage.publish()
+            if kept:
+                outcome = f"the state after update {kept}, from before, is {checkpoint_path(self._output, kept)}"
+            self._write_run("collapsed")
+        except CheckpointError as failure:
+            outcome = f"the state from before could not be saved: {failure}"
+        return self._runtime.gather(outcome)[0]
 
     def _part(self) -> float:
         """The part of the whole budget that is spent, in [0, 1]."""
@@ -285,34 +306,28 @@ class _Run:
             "lr": self._recipe.optimizer.lr * factor,
             "slices_in_update": slices,
             "update_seconds": round(seconds, 4),
+            **result.levels.watched.line(),
+            **result.extra,
         }
 
     def _save(self, reached: tuple[float, ...]) -> None:
-        session, log = self._session, self._log
+        stage, log = self._stage, self._log
         if log is not None:
-            tensors: dict[str, Tensor] = {
-                f"parameter.{name}": parameter.detach() for name, parameter in session.objective.parameters()
-            }
-            if session.ema is not None:
-                tensors |= {f"ema.{name}": value for name, value in session.ema.values.items()}
-            if session.interference is not None:
-                tensors |= session.interference.tensors()
-            if session.modulation is not None:
-                tensors |= session.modulation.tensors()
+            tensors, optimizer = stage.tensors(), stage.optimizer_state()
             info = CheckpointInfo(
                 progress=self._progress,
                 budget_fraction=reached[-1] if reached else None,
                 budget_fractions=reached,
                 recipe_identity=self._recipe.identity(),
-                data_fingerprint=session.dataset.fingerprint,
+                data_fingerprint=stage.dataset.fingerprint,
                 plan_hash=plan_hash(self._plan),
-                precision=session.precision,
+                precision=stage.precision,
             )
-            optimizer = session.optimizer.state_dict()
             needed = checkpoint_bytes(tensors, optimizer)
             with writing(self._output, checkpoint_path(self._output, self._progress.updates), needed):
                 log.sync()
-                path = write_checkpoint(self._output, info, tensors, optimizer, self._save_adapter)
+                path = write_checkpoint(self._output, info, tensors, optimizer, self._save_artefact)
+                stage.publish()
                 write_best(self._output, self._best)
             self._prune()
             self._observer.saved(path)
@@ -325,26 +340,22 @@ class _Run:
             self._warned_of_space = True
             self._observer.noted(warning)
 
-    def _save_adapter(self, folder: Path) -> None:
-        metadata = adapter_header(self._session, self._progress, self._date)
-        with self._session.averaged():
-            self._session.adapter.save(folder, metadata)
+    def _save_artefact(self, folder: Path) -> None:
+        self._stage.save(folder / self._stage.artefact, self._progress, self._date)
 
     def _validate(self, reached: tuple[float, ...]) -> bool:
-        """Measure the held-out loss; True where a checkpoint is to be kept as the best so far."""
-        session, config = self._session, self._recipe.validation
-        if session.validator is None or config is None:
+        """Measure on held-out pictures; True where a checkpoint is to be kept as the best so far."""
+        config = self._recipe.validation
+        if config is None:
             return False
-        with session.evaluated():
-            losses = session.validator.losses(session.autocast)
-        values = session.validator.summary(losses)
-        fraction = reached[-1] if reached else None
+        found = self._stage.validate(self._progress.updates, _due(self._progress.updates, config.every))
+        if found is None:
+            return False
+        values, fraction = found.values, reached[-1] if reached else None
         if self._log is not None:
             with writing(self._output, self._output):
                 self._log.validation({**self._place(), "budget_fraction": fraction, **values})
-        # not those at checkpoints of N1 alone: where a run ends must change nothing before
-        if session.modulation is not None and _due(self._progress.updates, config.every):
-            self._log_modulation(session.modulation.validated(self._progress.updates, losses))
+        self._log_measurements(found.measurements)
         if self._log is None:
             return False
         improved = config.keep_best and self._progress.updates > 0 and improves(self._best, values["loss"])
@@ -353,16 +364,15 @@ class _Run:
         return improved
 
     def _preview(self) -> None:
-        previewer = self._session.previewer
-        if previewer is None:
-            return
-        with self._session.averaged(), writing(self._output, previewer.folder(self._progress.updates)):
-            previewer.draw(self._progress.updates, self._log)
+        folder = self._stage.preview_folder(self._progress.updates)
+        if folder is not None:
+            with writing(self._output, folder):
+                self._stage.preview(self._progress.updates, self._log)
 
     def _write_run(self, status: RunStatus) -> None:
         if self._runtime.is_main:
             with writing(self._output, self._output / RUN_NAME):
-                write_run_file(self._session, status, self._progress, len(self._plan), self._date)
+                write_run_file(self._stage, status, self._progress, len(self._plan), self._date)
 
 
 def _due(updates: int, every: int | None) -> bool:

@@ -4,6 +4,7 @@ import torch
 from pydantic import Field, model_validator
 
 from flowgrain.config import Config
+from flowgrain.families.autoencoder import VaeTiling
 from flowgrain.families.base import Quantization
 
 
@@ -19,6 +20,12 @@ class MemoryConfig(Config):
     )
     quantize: Quantization = Field(
         default="none", description="bits of the frozen backbone's linear layers: none, int8, fp8 or nf4"
+    )
+
+    vae_tiling: VaeTiling = Field(
+        default="auto",
+        description="how the autoencoder passes large pictures: auto (exact tiles above 6 GiB a pass), exact, blended "
+        "(diffusers' own tiles, another picture), off",
     )
 
     @model_validator(mode="after")

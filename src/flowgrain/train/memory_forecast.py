@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from flowgrain.adapters.low_rank import inject
+from flowgrain.align.terms.base import AlignmentTerm
 from flowgrain.data.dataset import SliceDataset
 from flowgrain.data.records import MicroBatch, Update
 from flowgrain.families.base import ConditionInputs, Family, Quantization, TextEmbedding
 from flowgrain.families.quantization import quantized_bytes, unpacked_bytes
 from flowgrain.families.registry import load_skeleton
 from flowgrain.train.activations import PassMemory, on_meta, trace_pass
-from flowgrain.train.objective import Batch
+from flowgrain.train.alignment import build_terms, encoder_bytes, open_encoders, shapes_of
+from flowgrain.train.objective import HEADS, Batch
 from flowgrain.train.optimizers import OptimizerConfig, state_bytes
 from flowgrain.train.recipe import ModelConfig, Recipe
 from flowgrain.train.setup import check_keys, fine_tuning
+from flowgrain.train.tap_layout import tap_layouts
 
 CUDA_CONTEXT = 600 * 2**20
 """Driver context, kernels and library workspaces of a CUDA process: a usual value, it differs between drivers."""
@@ -166,15 +169,19 @@ class MemoryModel:
 
     def _parts(self, choice: _Choice) -> dict[str, int]:
         skeleton, passed = self._skeleton(choice.dtype), self._pass(choice)
-        adapter = _bytes(parameter for _, parameter in skeleton.parameters)
+        trained = _bytes(parameter for _, parameter in skeleton.parameters)
         parts = {"frozen backbone": skeleton.backbone - skeleton.saved_by[choice.quantize]}
         if not choice.offload:
             parts["text encoders and autoencoder"] = skeleton.encoders
-        parts["trained weights" if self._recipe.adapter.kind == "full" else "adapter"] = adapter
-        parts["gradients"] = adapter
+        if skeleton.references:
+            parts["reference encoders (data.cache is off)"] = skeleton.references
+        parts["trained weights" if self._recipe.adapter.kind == "full" else "adapter"] = trained - skeleton.heads
+        if skeleton.heads:
+            parts["heads of alignment terms"] = skeleton.heads
+        parts["gradients"] = trained
         parts[f"optimizer state ({choice.optimizer.name})"] = state_bytes(choice.optimizer.name, skeleton.parameters)
         if self._recipe.ema is not None:
-            parts["moving average"] = adapter
+            parts["moving average"] = trained
         parts["activations kept for the backward pass"] = passed.kept
         parts["working memory of the passes"] = passed.peak - passed.kept + skeleton.unpacked[choice.quantize]
         if self._device.type == "cuda":
@@ -227,8 +234,10 @@ class _Skeleton:
         self.embedding = _longest_embedding(family)
         with on_meta():
             adapter = inject(family, recipe.adapter.model_copy(update={"init_from": None}), recipe.seed)
-        self._objective = fine_tuning(recipe, family, adapter)
+        self._terms = self._alignment()
+        self._objective = fine_tuning(recipe, family, adapter, self._terms)
         self.parameters = self._objective.parameters()
+        self.heads = _bytes(parameter for name, parameter in self.parameters if name.startswith(HEADS))
         trained = {id(parameter) for _, parameter in self.parameters}
         self.backbone = _bytes(t for t in _tensors(family.backbone) if id(t) not in trained)
         self.encoders = _bytes(
@@ -238,6 +247,17 @@ class _Skeleton:
         for _, parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
+    def _alignment(self) -> tuple[AlignmentTerm, ...]:
+        """The terms without values; the encoders are opened for what they are and their size, on the CPU."""
+        configs = self._recipe.terms_in_force
+        self.references = 0
+        if not configs:
+            return ()
+        layouts = tap_layouts(self._family, (config.tap for config in configs))
+        encoders = open_encoders(configs, torch.device("cpu"))
+        self.references = encoder_bytes(self._recipe.data, encoders.values())
+        return build_terms(self._recipe, shapes_of(configs, layouts, encoders), torch.device("meta"))
+
     def trace(self, shape: Shape, checkpointing: bool, device: Literal["cuda", "cpu"], bf16: bool) -> PassMemory:
         """Memory of one forward and backward pass."""
         self._family.gradient_checkpointing(checkpointing)
@@ -245,6 +265,8 @@ class _Skeleton:
         gradients = [parameter.grad for _, parameter in self.parameters if parameter.grad is not None]
         before = [*gradients, batch.x0, batch.noise]
         before += batch.inputs.embedding.tensors.values() if batch.inputs.embedding is not None else ()
+        before += batch.features.values()
+        before += [parameter for name, parameter in self.parameters if name.startswith(HEADS)]
         before += chain.from_iterable(_tensors(model) for model in self._running)
         return trace_pass(lambda: self._objective.per_sample(batch).total.sum(), before, device, bf16)
 
@@ -260,7 +282,13 @@ class _Skeleton:
             tokens=torch.full((shape.slices,), self._family.tokens(shape.height, shape.width)),
             inputs=self._inputs(shape.slices),
             weight=torch.ones(shape.slices, dtype=torch.float64),
+            features={term.key(*cells): self._tokens(term, shape.slices, cells) for term in self._terms},
         )
+
+    def _tokens(self, term: AlignmentTerm, slices: int, cells: tuple[int, int]) -> Tensor:
+        """Reference tokens of a micro-batch of latents of so many cells."""
+        places, kept = term.grid(*cells).places, getattr(torch, term.config.kept)
+        return torch.empty(slices, places, term.shape.reference_width, dtype=kept, device="meta")
 
     def _inputs(self, slices: int) -> ConditionInputs:
         """Cached embeddings, or captions where text encoders train: the pass then runs through them."""

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flowgrain.adapters.base import AdapterConfig
 from flowgrain.adapters.source import init_digest
+from flowgrain.align.terms.registry import TermConfig
 from flowgrain.config import Config
 from flowgrain.data.config import DRAWN_ANEW, DataConfig
 from flowgrain.data.tuples import TupleConfig
@@ -22,6 +23,7 @@ from flowgrain.errors import ConfigError
 from flowgrain.families.configuration import configuration_digest
 from flowgrain.train.interference_config import InterferenceConfig
 from flowgrain.train.log import LogConfig
+from flowgrain.train.loss_config import LossConfig
 from flowgrain.train.masks import MaskConfig
 from flowgrain.train.memory import MemoryConfig
 from flowgrain.train.modulation_config import ModulationConfig
@@ -112,6 +114,10 @@ class Recipe(Config):
     path: PathConfig = Field(default_factory=PathConfig)
     time: TimeConfig = Field(default_factory=TimeConfig)
     weighting: WeightingConfig = Field(default_factory=WeightingConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    align: tuple[TermConfig, ...] = Field(
+        default=(), description="alignment terms, a list, or a map of names (docs/alignment.md)"
+    )
     noise: NoiseConfig = Field(default_factory=NoiseConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -137,7 +143,7 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
-        """``model: NAME`` for ``model: {path: NAME}``, and runs/NAME where no output is given."""
+        """``model: NAME`` for ``model: {path: NAME}``, runs/NAME where no output is given, ``align`` as a map."""
         if not isinstance(values, dict):
             return values
         short = {}
@@ -145,6 +151,15 @@ class Recipe(Config):
             short["model"] = {"path": values["model"]}
         if "output" not in values and isinstance(values.get("name"), str):
             short["output"] = f"runs/{values['name']}"
+        if isinstance(values.get("align"), dict):
+            wrong = next((name for name, term in values["align"].items() if not isinstance(term, dict | None)), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"align.{wrong} is no term; write align as a map of terms by name, or as a list of them"
+                )
+            short["align"] = [
+                {"kind": name, "name": name, **term} for name, term in values["align"].items() if term is not None
+            ]
         return {**values, **short}
 
     @model_validator(mode="after")
@@ -231,6 +246,32 @@ class Recipe(Config):
                 raise ValueError(f"modulation.{unread[0]} is not read without {section}: remove it or add the section")
         return self
 
+    @model_validator(mode="after")
+    def _terms_go_together(self) -> "Recipe":
+        """Alignment terms and the wavelet loss with each other and with the other sections."""
+        names = [term.name for term in self.align]
+        taken = next((name for name in names if names.count(name) > 1 or name in ("flow", "wavelet")), None)
+        if taken is not None:
+            raise ValueError(
+                f"align: two terms are called '{taken}', or it is the name of a loss: give each a 'name' of its own"
+            )
+        if self.memory.compile and self.terms_in_force:
+            raise ValueError(
+                "memory.compile: alignment terms read what blocks give by hooks, and a compiled block may have been "
+                f"compiled without them: set it to false, or remove align ({', '.join(names)})"
+            )
+        if self.loss.kind == "wavelet" and self.weighting.kind != "none":
+            raise ValueError(
+                f"weighting.kind {self.weighting.kind} weighs the squared error of what the model predicts, and "
+                "loss.kind wavelet is an error of x0: set one of them back (weighting.kind none, loss.kind mse)"
+            )
+        return self
+
+    @property
+    def terms_in_force(self) -> tuple[TermConfig, ...]:
+        """Alignment terms whose weight is not 0: the others are not built at all."""
+        return tuple(term for term in self.align if term.weight > 0)
+
     @property
     def trains_text(self) -> bool:
         """Whether text encoders train: captions are then encoded anew, with gradient, for every micro-batch."""
@@ -253,6 +294,12 @@ class Recipe(Config):
         if self.adapter.init_from is not None:
             values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)
         del values["memory"]["offload_encoders"]  # where the encoders wait
+        if values["memory"]["vae_tiling"] == "auto":
+            del values["memory"]["vae_tiling"]  # as before there was a choice; posteriors have keys of their own
+        values["align"] = [term.model_dump(mode="json", exclude={"watch"}) for term in self.terms_in_force]
+        for key, default in (("align", []), ("loss", LossConfig().model_dump(mode="json"))):
+            if values[key] == default:
+                del values[key]  # as it was before there were such sections
         if values["validation"] is not None:
             for key in ("path", "keep_best") if self.modulation.measured else ("path", "every", "keep_best"):
                 del values["validation"][key]

@@ -3,8 +3,9 @@
     nonfinite-update-000123/
         recipe.yaml                 the run's recipe: model, adapter, law of t (measured modulation as it stood)
         trainable.safetensors       the parameters before the update
-        batches.safetensors         what the micro-batches are made of: x0, noise, u, weights, embeddings, ...
-        update.json                 epoch, slices, message, versions
+        batches.safetensors         what the micro-batches are made of: x0, noise, u, weights, embeddings, tokens of
+                                    reference encoders, ...
+        update.json                 epoch, slices, message, versions, shapes of alignment terms
 
 All randomness of an update is from identity, so the batches are built again, not kept.
 """
@@ -23,12 +24,14 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from flowgrain import rng
+from flowgrain.align.terms.base import AlignmentTerm, TermShape
 from flowgrain.config import dump_yaml, load_config
 from flowgrain.data.records import Update
 from flowgrain.errors import CheckpointError, ConfigError
 from flowgrain.families.base import ConditionInputs, SizeGeometry, TextEmbedding
 from flowgrain.files import atomic_directory, atomic_write_bytes, atomic_write_text
-from flowgrain.train.objective import Batch
+from flowgrain.train.alignment import build_terms
+from flowgrain.train.objective import HEADS, Batch, without_heads
 from flowgrain.train.recipe import Recipe
 from flowgrain.train.run_file import versions
 from flowgrain.train.schedule import Progress
@@ -47,9 +50,10 @@ UPDATE_NAME = "update.json"
 TENSORS_NAME = "trainable.safetensors"
 BATCHES_NAME = "batches.safetensors"
 
-_BATCH_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("inputs", "names"))
-_ON_DEVICE = frozenset(_BATCH_TENSORS) - {"u", "tokens"}
-"""What the builder puts on the training device; u and tokens decide t on the CPU."""
+_BATCH_MAPS = ("features", "token_masks")
+_BATCH_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("inputs", "names", *_BATCH_MAPS))
+_ON_DEVICE = frozenset(_BATCH_TENSORS) - {"u", "tokens", "watch"}
+"""What the builder puts on the training device; u and tokens decide t on the CPU, watch what is logged."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def write_bundle(path: Path, session: Session, progress: Progress, update: Updat
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "micro_batches": described,
+        "terms": {term.name: asdict(term.shape) for term in session.objective.terms if isinstance(term, AlignmentTerm)},
     }
     parameters = {name: value.detach().cpu().contiguous() for name, value in session.objective.parameters()}
     with atomic_directory(path) as folder:
@@ -163,8 +168,8 @@ def replay(bundle: Bundle) -> list[MicroBatchReport]:
     device = choose_device(recipe.device)
     family = load_backbone(recipe, device)
     adapter = fresh_adapter(recipe, family)
-    adapter.load_state_dict(bundle.parameters)
-    objective = fine_tuning(recipe, family, adapter)
+    adapter.load_state_dict(without_heads(bundle.parameters))
+    objective = fine_tuning(recipe, family, adapter, _terms(bundle, device))
     parameters = [parameter for _, parameter in objective.parameters()]
     reports = []
     with rng.seeded(recipe.seed, bundle.info["epoch"], bundle.info["window"], "dropout"):
@@ -190,6 +195,24 @@ def replay(bundle: Bundle) -> list[MicroBatchReport]:
     return reports
 
 
+def _terms(bundle: Bundle, device: torch.device) -> tuple[AlignmentTerm, ...]:
+    """The run's alignment terms with the heads of the bundle; the encoders are not needed."""
+    shapes = {name: TermShape(**shape) for name, shape in bundle.info.get("terms", {}).items()}
+    missing = [config.name for config in bundle.recipe.terms_in_force if config.name not in shapes]
+    if missing:
+        there = ", ".join(shapes) or "none"
+        raise CheckpointError(f"align.{missing[0]}: the recorded update has no such term; its terms: {there}")
+    terms = build_terms(bundle.recipe, shapes, device)
+    for term in terms:
+        own = _under(bundle.parameters, f"{HEADS}{term.name}.")
+        try:
+            term.head().load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"align.{term.name}: the recorded head does not fit ({reason})") from None
+    return terms
+
+
 def _tensors(batch: Batch) -> dict[str, Tensor]:
     """All tensors of a batch by dotted name."""
     found = {name: getattr(batch, name) for name in _BATCH_TENSORS}
@@ -197,6 +220,8 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
         found |= {f"embedding.{name}": value for name, value in batch.inputs.embedding.tensors.items()}
     if batch.inputs.geometry is not None:
         found |= {f"geometry.{name}": value for name, value in vars(batch.inputs.geometry).items()}
+    for kind in _BATCH_MAPS:
+        found |= {f"{kind}.{name}": value for name, value in getattr(batch, kind).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -210,7 +235,8 @@ def _batch(item: dict[str, Any], tensors: dict[str, Tensor]) -> Batch:
         geometry=SizeGeometry(**geometry) if geometry else None,
     )
     own = {name: tensors[name] for name in _BATCH_TENSORS if name in tensors}
-    return Batch(inputs=inputs, names=list(item["slices"]), **own)
+    features, masks = (_under(tensors, f"{kind}.") for kind in _BATCH_MAPS)
+    return Batch(inputs=inputs, names=list(item["slices"]), features=features, token_masks=masks, **own)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -230,4 +256,7 @@ def _row(batch: Batch, index: int) -> Batch:
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
     tensors = {name: getattr(batch, name) for name in _ON_DEVICE}
-    return replace(batch, **{name: value.to(device) for name, value in tensors.items() if value is not None})
+    moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items() if value is not None}
+    for kind in _BATCH_MAPS:
+        moved[kind] = {name: value.to(device) for name, value in getattr(batch, kind).items()}
+    return replace(batch, **moved)

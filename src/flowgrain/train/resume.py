@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowgrain.data.tuples import plan_hash
 from flowgrain.errors import CheckpointError
 from flowgrain.files import remove_leftovers
 from flowgrain.train.recipe import Recipe
-from flowgrain.train.schedule import Progress
-from flowgrain.train.setup import Session
+from flowgrain.train.schedule import Ema, Progress
+from flowgrain.train.stage import AnyRecipe, Stage
 from flowgrain.train.state import (
     CHECKPOINTS,
     RECIPE_NAME,
@@ -25,7 +25,7 @@ from flowgrain.train.state import (
 )
 
 
-def starting_point(recipe: Recipe, resume: bool) -> Path | None:
+def starting_point(recipe: AnyRecipe, resume: bool) -> Path | None:
     """The checkpoint to start from, None for the beginning; refuses to write over another run."""
     found = complete_checkpoints(recipe.output)
     if resume:
@@ -43,12 +43,12 @@ def clean(run: Path) -> None:
         remove_leftovers(folder)
 
 
-def restore(session: Session, folder: Path) -> Progress:
-    """Load a checkpoint into a prepared session after checking that it belongs to it."""
+def restore(stage: Stage, folder: Path) -> Progress:
+    """Load a checkpoint into a prepared stage after checking that it belongs to it."""
     info = CheckpointInfo.read(folder)
-    recipe = session.recipe
-    plan = plan_hash(session.plan(info.progress.epoch))
-    mine = {"recipe": recipe.identity(), "data set": session.dataset.fingerprint, "plan": plan}
+    recipe = stage.recipe
+    plan = plan_hash(stage.plan(info.progress.epoch))
+    mine = {"recipe": recipe.identity(), "data set": stage.dataset.fingerprint, "plan": plan}
     theirs = {"recipe": info.recipe_identity, "data set": info.data_fingerprint, "plan": info.plan_hash}
     different = [name for name in mine if mine[name] != theirs[name]]
     if different:
@@ -57,22 +57,17 @@ def restore(session: Session, folder: Path) -> Progress:
             f"{folder}: cannot resume, the {' and the '.join(different)} changed since it was saved{details}; "
             "restore what it was, or start a new run in another output folder"
         )
-    if info.precision != session.precision:
+    if info.precision != stage.precision:
         raise CheckpointError(
-            f"{folder}: was trained in {info.precision}, this device would use {session.precision}; "
+            f"{folder}: was trained in {info.precision}, this device would use {stage.precision}; "
             f"set precision={info.precision} to go on"
         )
     tensors, optimizer = read_tensors(folder)
-    _load_parameters(session, folder, tensors)
-    session.optimizer.load_state_dict(optimizer)
-    if session.interference is not None:
-        session.interference.load(tensors)
-    if session.modulation is not None:
-        session.modulation.load(tensors)
+    stage.load(folder, tensors, optimizer)
     return replace(info.progress)
 
 
-def _recipe_changes(recipe: Recipe) -> str:
+def _recipe_changes(recipe: AnyRecipe) -> str:
     """What differs from the recipe beside the checkpoint, in words; empty where that cannot be read."""
     try:
         saved = yaml.safe_load((recipe.output / RECIPE_NAME).read_text(encoding="utf-8"))
@@ -81,7 +76,7 @@ def _recipe_changes(recipe: Recipe) -> str:
     old, new = dict(_leaves(saved)), dict(_leaves(recipe.model_dump(mode="json")))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     aside = {"output", "name", "device", "save_every", "previews", "log"}
-    aside |= set() if recipe.modulation.measured else {"interference"}
+    aside |= set() if isinstance(recipe, Recipe) and recipe.modulation.measured else {"interference"}
     changed = [key for key in changed if key.split(".")[0] not in aside]
     shown = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:4])
     text = f" ({shown}{', ...' if len(changed) > 4 else ''})" if changed else ""
@@ -102,8 +97,8 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def _load_parameters(session: Session, folder: Path, tensors: dict[str, Tensor]) -> None:
-    parameters = session.objective.parameters()
+def load_parameters(parameters: list[tuple[str, nn.Parameter]], folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Take over saved parameters; raises CheckpointError where they are not those that train."""
     expected = {f"parameter.{name}" for name, _ in parameters}
     found = {name for name in tensors if name.startswith("parameter.")}
     if expected != found:
@@ -111,5 +106,9 @@ def _load_parameters(session: Session, folder: Path, tensors: dict[str, Tensor])
         raise CheckpointError(f"{folder}: holds other parameters than this recipe trains (for example {sample})")
     for name, parameter in parameters:
         parameter.copy_(tensors[f"parameter.{name}"])
-    if session.ema is not None:
-        session.ema.load({name.removeprefix("ema."): value for name, value in tensors.items()})
+
+
+def load_averages(ema: Ema | None, tensors: dict[str, Tensor]) -> None:
+    """Take over saved moving averages, where there are any."""
+    if ema is not None:
+        ema.load({name.removeprefix("ema."): value for name, value in tensors.items()})

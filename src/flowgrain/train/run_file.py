@@ -13,10 +13,10 @@ from flowgrain import __version__
 from flowgrain.errors import CheckpointError
 from flowgrain.files import atomic_write_text
 from flowgrain.train.schedule import Progress
-from flowgrain.train.setup import Session
+from flowgrain.train.stage import Stage
 from flowgrain.train.state import RUN_NAME
 
-RunStatus = Literal["running", "interrupted", "finished", "non-finite"]
+RunStatus = Literal["running", "interrupted", "finished", "non-finite", "collapsed"]
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
@@ -51,11 +51,11 @@ def start_date(run: Path) -> str:
         return now  # damaged: it is written anew, with the only date there is
 
 
-def write_run_file(session: Session, status: RunStatus, progress: Progress, updates_per_epoch: int, date: str) -> None:
-    """Write ``run.json`` of a session."""
-    recipe = session.recipe
+def write_run_file(stage: Stage, status: RunStatus, progress: Progress, updates_per_epoch: int, date: str) -> None:
+    """Write ``run.json`` of a run."""
+    recipe = stage.recipe
     levels: dict[str, int] = {}
-    for item in session.dataset.slices:
+    for item in stage.dataset.slices:
         levels[item.level] = levels.get(item.level, 0) + 1
     values = {
         "name": recipe.name,
@@ -65,14 +65,14 @@ def write_run_file(session: Session, status: RunStatus, progress: Progress, upda
         "process": os.getpid(),
         "progress": asdict(progress),
         "budget": recipe.budget.model_dump(),
-        "device": str(session.device),
-        "processes": session.runtime.world,
-        "precision": session.precision,
-        "trainable_parameters": sum(p.numel() for _, p in session.objective.parameters()),
-        "roots": len({item.root for item in session.dataset.slices}),
+        "device": str(stage.device),
+        "processes": stage.runtime.world,
+        "precision": stage.precision,
+        "trainable_parameters": sum(p.numel() for _, p in stage.parameters()),
+        "roots": len({item.root for item in stage.dataset.slices}),
         "slices_by_level": levels,
         "updates_per_epoch": updates_per_epoch,
-        "data_fingerprint": session.dataset.fingerprint,
+        "data_fingerprint": stage.dataset.fingerprint,
         "recipe_identity": recipe.identity(),
         "versions": versions(),
     }

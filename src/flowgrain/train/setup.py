@@ -1,6 +1,6 @@
 """Build everything a run needs from its recipe, in the order in which mistakes are cheapest to find."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 from flowgrain import rng
 from flowgrain.adapters.base import Adapter
 from flowgrain.adapters.low_rank import inject
+from flowgrain.align.base import Term
+from flowgrain.align.references import References
 from flowgrain.data.cache import (
     EmbeddingCache,
     EmbeddingSource,
@@ -23,12 +25,14 @@ from flowgrain.data.records import Update
 from flowgrain.data.sources import open_source
 from flowgrain.data.tuples import plan_epoch
 from flowgrain.errors import ConfigError
+from flowgrain.families.autoencoder import set_tiling
 from flowgrain.families.base import Family
 from flowgrain.families.registry import load_family
 from flowgrain.flow.paths import Path as FlowPath
 from flowgrain.flow.time_laws import LogitNormal
 from flowgrain.flow.weightings import MinSnr
 from flowgrain.granularity import GRANULARITIES
+from flowgrain.train.alignment import build_terms, layouts_of, open_encoders, open_references, shapes_of
 from flowgrain.train.batches import BatchBuilder
 from flowgrain.train.interference import Interference
 from flowgrain.train.modulation import MeasuredFactors, MeasuredLaws, Modulation, adapts_laws, check_modulation
@@ -145,6 +149,7 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
     precision = choose_precision(recipe.precision, device)
     if runtime.sharded:
         check_shardable(recipe.memory, recipe.adapter)
+    layouts = layouts_of(recipe)
     home = torch.device("cpu") if runtime.sharded else device
     family = load_backbone(recipe, home)
     if recipe.trains_text:
@@ -158,13 +163,17 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
         family.compile()
     if runtime.sharded:
         shard_frozen(family, [parameter for _, parameter in adapter.parameters()], device, runtime.world)
+    encoders = open_encoders(recipe.terms_in_force, device)
+    terms = build_terms(recipe, shapes_of(recipe.terms_in_force, layouts, encoders), device)
     with runtime.main_first():
-        builder = _builder(recipe, dataset, family, _sources(recipe, dataset, family, "caching", on_progress), device)
+        sources = _sources(recipe, dataset, family, "caching", on_progress)
+        references = open_references(terms, dataset, encoders, family.capabilities.latent_scale, on_progress)
+        builder = _builder(recipe, dataset, family, sources, device, references)
         validator = _validator(recipe, held_out, family, device, on_progress, runtime)
     offload = recipe.memory.offloads(recipe.data.caches_text, device)
     if offload:
         family.offload_encoders()
-    objective = fine_tuning(recipe, family, adapter)
+    objective = fine_tuning(recipe, family, adapter, terms)
     parameters = objective.parameters()
 
     def autocast() -> torch.autocast:
@@ -197,6 +206,7 @@ def load_backbone(recipe: Recipe, device: torch.device) -> Family:
     model, dtype = recipe.model, getattr(torch, recipe.model.dtype)
     family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize, model.config)
     check_keys(recipe, family)
+    set_tiling(family.encoders()["vae"], recipe.memory.vae_tiling, recipe.model.path)
     if any(setting is not None for setting in recipe.path.overrides):
         family.override_path(*recipe.path.overrides)
     return family
@@ -220,8 +230,8 @@ def fresh_adapter(recipe: Recipe, family: Family) -> Adapter:
     return inject(family, recipe.adapter, rng.stable_seed(recipe.seed, "adapter"))
 
 
-def fine_tuning(recipe: Recipe, family: Family, adapter: Adapter) -> FineTuning:
-    """What the recipe minimises."""
+def fine_tuning(recipe: Recipe, family: Family, adapter: Adapter, terms: Sequence[Term] = ()) -> FineTuning:
+    """What the recipe minimises, with alignment ``terms`` that are built already."""
     path = path_of(recipe, family)
     return FineTuning(
         family=family,
@@ -229,6 +239,8 @@ def fine_tuning(recipe: Recipe, family: Family, adapter: Adapter) -> FineTuning:
         path=path,
         time_law=recipe.time.law(family.default_shift(), family.default_time_law()),
         weighting=recipe.weighting.build(path),
+        terms=tuple(terms),
+        wavelet=recipe.loss.build(path),
     )
 
 
@@ -342,7 +354,12 @@ def _validator(
 
 
 def _builder(
-    recipe: Recipe, dataset: SliceDataset, family: Family, sources: _Sources, device: torch.device
+    recipe: Recipe,
+    dataset: SliceDataset,
+    family: Family,
+    sources: _Sources,
+    device: torch.device,
+    references: References | None = None,
 ) -> BatchBuilder:
     return BatchBuilder(
         dataset,
@@ -354,4 +371,5 @@ def _builder(
         recipe.noise,
         recipe.mask,
         device,
+        references,
     )

@@ -1,8 +1,8 @@
 """Checkpoints: complete or not there.
 
-A checkpoint is a folder ``checkpoints/update-000150`` with a ``COMPLETE`` marker. ``adapter/`` is what diffusers
-loads (the moving average where there is one); ``trainable.safetensors``, ``optimizer.pt`` and ``state.json`` are
-what a resumed run needs to go on bit for bit.
+A checkpoint is a folder ``checkpoints/update-000150`` with a ``COMPLETE`` marker. ``adapter/`` (``vae/`` of an
+autoencoder) is what diffusers loads (the moving average where there is one); ``trainable.safetensors``,
+``optimizer.pt`` and ``state.json`` are what a resumed run needs to go on bit for bit.
 """
 
 import io
@@ -78,15 +78,15 @@ def write_checkpoint(
     info: CheckpointInfo,
     tensors: dict[str, Tensor],
     optimizer: dict[str, Any],
-    save_adapter: Callable[[Path], None],
+    save_artefact: Callable[[Path], None],
 ) -> Path:
-    """Write a checkpoint atomically; ``save_adapter(folder)`` fills its ``adapter`` folder.
+    """Write a checkpoint atomically; ``save_artefact(folder)`` adds what other programs load to its folder.
 
     Everything is written by Python: an OSError of a full disk then stays one, with the file's name.
     """
     path = checkpoint_path(run, info.progress.updates)
     with atomic_directory(path) as folder:
-        save_adapter(folder / "adapter")
+        save_artefact(folder)
         atomic_write_bytes(
             folder / "trainable.safetensors", serialize({name: value.contiguous() for name, value in tensors.items()})
         )
@@ -99,10 +99,18 @@ def write_checkpoint(
 
 
 def checkpoint_bytes(tensors: dict[str, Tensor], optimizer: dict[str, Any]) -> int:
-    """About what a checkpoint takes on disk: adapter, resumable tensors and optimizer state."""
-    states = [value for state in optimizer["state"].values() for value in state.values() if isinstance(value, Tensor)]
-    adapter = sum(value.nbytes for name, value in tensors.items() if name.startswith("parameter."))
-    return adapter + sum(value.nbytes for value in tensors.values()) + sum(value.nbytes for value in states)
+    """About what a checkpoint takes on disk: what other programs load, resumable tensors and optimizer state."""
+    artefact = sum(value.nbytes for name, value in tensors.items() if name.startswith("parameter."))
+    return artefact + sum(value.nbytes for value in tensors.values()) + _state_bytes(optimizer)
+
+
+def _state_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested maps and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict | list | tuple):
+        return sum(map(_state_bytes, value.values() if isinstance(value, dict) else value))
+    return 0
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

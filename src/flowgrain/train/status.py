@@ -18,7 +18,7 @@ from flowgrain.train.state import CheckpointInfo, complete_checkpoints
 SPEED_WINDOW = 50
 """Updates that the speed is measured over."""
 
-State = Literal["running", "interrupted", "finished", "non-finite", "died", "unknown"]
+State = Literal["running", "interrupted", "finished", "non-finite", "collapsed", "died", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def folder_bytes(folder: Path) -> int:
 def _state(declared: str, held: bool | None, holder: Holder | None) -> State:
     if held:
         return "running"
-    if declared in ("interrupted", "finished", "non-finite"):
+    if declared in ("interrupted", "finished", "non-finite", "collapsed"):
         return declared  # pyright: ignore[reportReturnType] (narrowing by 'in' is not known to it)
     # it says 'running': only the machine that ran it can tell that the process is gone
     return "died" if held is False and holder is not None and holder.host == socket.gethostname() else "unknown"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from flowgrain.errors import NonFiniteError
 from flowgrain.granularity import GRANULARITIES
 from flowgrain.train.objective import Batch, Objective, SampleLosses
 from flowgrain.train.runtime import ALONE, Runtime
+from flowgrain.train.watched import WatchedMeans
 
 
 @dataclass
@@ -20,6 +22,7 @@ class LevelMeans:
     loss: dict[str, float] = field(default_factory=dict)
     t: dict[str, float] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
+    watched: WatchedMeans = field(default_factory=WatchedMeans)
 
     def add(self, batch: Batch, losses: SampleLosses) -> None:
         """Count in one micro-batch; slices of weight 0 are padding and do not count."""
@@ -38,6 +41,7 @@ class LevelMeans:
             self.loss[name] = (self.loss.get(name, 0.0) * n + loss) / (n + 1)
             self.t[name] = (self.t.get(name, 0.0) * n + t) / (n + 1)
             self.count[name] = n + 1
+        self.watched.add(batch, losses)
 
     @staticmethod
     def merged(parts: "list[LevelMeans]") -> "LevelMeans":
@@ -50,6 +54,7 @@ class LevelMeans:
                 mine[name] = (
                     sum(count * values.get(name, 0.0) for count, values in zip(counts, theirs, strict=True)) / n
                 )
+        whole.watched = WatchedMeans.merged([part.watched for part in parts])
         return whole
 
 
@@ -62,6 +67,8 @@ class UpdateResult:
     grad_norm: float
     """Gradient norm before clipping."""
     levels: LevelMeans
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the update's line in the log."""
 
 
 def accumulate(
@@ -91,13 +98,8 @@ def accumulate(
     return total, levels
 
 
-def clip_and_step(
-    parameters: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, clip: float | None
-) -> float:
-    """Clip to ``clip``, step once and clear the gradients; returns the norm before clipping.
-
-    Raises :class:`NonFiniteError` before the step when the norm is not finite.
-    """
+def checked_norm(parameters: list[tuple[str, nn.Parameter]]) -> float:
+    """Norm of the gradient; raises :class:`NonFiniteError` where it is not finite."""
     gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([gradient for _, gradient in gradients]).item()
     if not math.isfinite(norm):
@@ -106,12 +108,19 @@ def clip_and_step(
             f"gradient is not finite in {len(bad)} of {len(gradients)} parameters ({', '.join(bad[:3])}); "
             "stopped before the optimizer step: lower optimizer.lr or use precision=fp32"
         )
+    return norm
+
+
+def clipped_step(
+    parameters: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, norm: float, clip: float | None
+) -> None:
+    """Clip a gradient of ``norm`` to ``clip``, step once and clear the gradients."""
     if clip is not None and norm > clip:
-        for _, gradient in gradients:
-            gradient.mul_(clip / (norm + 1e-6))
+        for _, parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(clip / (norm + 1e-6))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def run_update(
@@ -129,7 +138,8 @@ def run_update(
     try:
         loss, levels = accumulate(objective, batches, autocast, runtime)
         runtime.sum_gradients(objective.parameters())
-        norm = clip_and_step(objective.parameters(), optimizer, clip)
+        norm = checked_norm(objective.parameters())
+        clipped_step(objective.parameters(), optimizer, norm, clip)
     except BaseException:
         optimizer.zero_grad(set_to_none=True)
         raise

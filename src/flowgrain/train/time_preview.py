@@ -21,7 +21,7 @@ from flowgrain.config import Layered, build_config, merge_layers, read_layers
 from flowgrain.data.buckets import Bucket
 from flowgrain.data.collections.hub import PREFIX
 from flowgrain.data.collections.tar_shards import SUFFIX
-from flowgrain.data.config import DataConfig
+from flowgrain.data.config import DataConfig, LongEdge
 from flowgrain.data.dataset import open_split
 from flowgrain.data.tuples import plan_epoch
 from flowgrain.errors import ConfigError
@@ -293,7 +293,8 @@ def _assumed(recipe: Recipe, family: Family, size: Bucket | None, reason: str) -
     elif named is not None and named.buckets is not None:
         size, origin = named.buckets[0], "the first of data.buckets"
     else:
-        resolution = named.resolution if named is not None else None
+        rule = named.resolution if named is not None else None
+        resolution = rule.long_edge if isinstance(rule, LongEdge) else rule
         side = (resolution or family.capabilities.native_size) // multiple * multiple
         if not side:
             raise ConfigError(

@@ -78,6 +78,11 @@ def gradient_norm(value: Float[Tensor, ""], layer: nn.Parameter, combine: Combin
     gradient = layer_gradient(value, layer)
     if combine is not None:
         gradient = combine(gradient)
+    return scaled_norm(gradient)
+
+
+def scaled_norm(gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """The norm of a float32 gradient, without overflow."""
     largest = gradient.abs().max()
     return largest * torch.linalg.vector_norm(gradient / largest.clamp(min=torch.finfo(torch.float32).tiny))
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from flowgrain.config import Config
@@ -114,6 +115,21 @@ def _paella(channels: int, config: DiscriminatorConfig) -> nn.Sequential:
         layers.append(nn.LeakyReLU(SLOPE))
     layers.append(nn.Conv2d(widths[-1], 1, 1))
     return nn.Sequential(*layers, *([nn.Sigmoid()] if config.sigmoid else []))
+
+
+@torch.no_grad()
+def advance_spectral_norms(discriminator: Discriminator) -> None:
+    """One power iteration of each spectral norm, once an update; nothing where there is none.
+
+    Afterwards its forward passes change no state, so that their number, the micro-batches', changes nothing: layers are
+    in evaluation mode but for batch norms, which keep to the statistics of what they are given.
+    """
+    discriminator.train()
+    for layer in discriminator.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            _ = layer.weight  # in training mode reading the weight iterates once
+    for layer in discriminator.modules():
+        layer.training = isinstance(layer, nn.BatchNorm2d)
 
 
 def generator_hinge(logits: Float[Tensor, "b 1 i j"]) -> Float[Tensor, " b"]:

@@ -110,6 +110,74 @@ def roles(config: AdversarialTerm, update: int) -> Roles:
     return Roles(generator=True, discriminator=update >= config.start - config.lead, adversarial=started)
 
 
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of a micro-batch, with its graph."""
+
+    name: str
+    value: Float[Tensor, " b"]
+    weight: float
+    adaptive: AdaptiveWeight | None = None
+    layer: nn.Parameter | None = None
+    """Where the adaptive weight is measured."""
+    native: bool = True
+    """Whether it is part of L_VAE, which weights of terms on latents are measured by."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """All terms of a micro-batch."""
+
+    terms: list[LossTerm]
+    output: Float[Tensor, "b c h w"]
+    """The reconstruction, with its graph."""
+
+
+def loss_terms(models: StageModels, batch: StageBatch, config: VaeLossConfig, update: int) -> LossTerms:
+    """The terms of Eqs. 6 and 7 before their weights: those of L_VAE first, the reconstruction at the head.
+
+    Raises :class:`ConfigError` where a term of positive weight lacks its model, the autoencoder is not deeper and has a
+    scale term, or a layer at which a weight is measured does not train.
+    """
+    scale_weight = _scale_weight(models.vae, config.scale)
+    vae: Any = models.vae
+    with captured_input(vae.decoder.conv_out) as found:
+        posterior = vae.encode(batch.images).latent_dist
+        own = Moments.of(posterior.parameters)
+        latents = own.sample(batch.noise)
+        output = vae.decode(latents.to(vae.dtype)).sample
+
+    rec = config.reconstruction
+    terms = [LossTerm("reconstruction", reconstruction_error(output, batch.images, rec.norm, rec.clamp), 1.0)]
+    if config.perceptual.weight:
+        perceptual = _present(models.perceptual, "perceptual", "perceptual network")
+        terms.append(LossTerm("perceptual", perceptual(output, batch.images), config.perceptual.weight))
+    if config.kl:
+        terms.append(LossTerm("kl", kl_to_standard_normal(own), config.kl))
+    if roles(config.adversarial, update).adversarial:
+        discriminator = _present(models.discriminator, "adversarial", "discriminator")
+        with frozen(discriminator):
+            value = generator_hinge(discriminator(output))
+        term = config.adversarial
+        terms.append(LossTerm("adversarial", value, term.weight, term.adaptive, decoder_last_layer(vae)))
+    if config.gram.weight:
+        gram, term = _present(batch.gram, "gram", "head with reference features"), config.gram
+        value = gram(latents if term.latent == "sample" else own.mean)
+        terms.append(LossTerm("gram", value, term.weight, term.adaptive, encoder_last_layer(vae), native=False))
+    if config.moments.weight:
+        teacher, term = _present(models.teacher, "moments", "teacher"), config.moments
+        value = moment_alignment(own, teacher.moments(batch.images, term.teacher), term.form)
+        terms.append(LossTerm("moments", value, term.weight, term.adaptive, encoder_last_layer(vae), native=False))
+    if scale_weight:
+        teacher = _present(models.teacher, "scale", "teacher")
+        value = _scale(found.one(), teacher, batch.images, config.scale)
+        terms.append(LossTerm("scale", value, scale_weight, native=False))
+    for term in terms:
+        if term.adaptive is not None and term.layer is not None and not term.layer.requires_grad:
+            raise ConfigError(f"{term.name}.adaptive: the layer it is measured at does not train; set it to null")
+    return LossTerms(terms, output)
+
+
 def generator_losses(
     models: StageModels,
     batch: StageBatch,
@@ -121,46 +189,16 @@ def generator_losses(
     """Eqs. 6 and 7 of one micro-batch, with gradient for the autoencoder and the Gram head, not the discriminator.
 
     ``combine`` averages last-layer gradients over processes. ``given`` holds adaptive weights by term (``adversarial``,
-    ``gram``, ``moments``) that are taken instead of measured. Raises :class:`ConfigError` where a term of positive
-    weight lacks its model, or the autoencoder is not deeper and has a scale term. Under ``torch.no_grad`` measured
-    weights are 0; ``parts`` are what a validation reads.
+    ``gram``, ``moments``) that are taken instead of measured. Raises as :func:`loss_terms`. Under ``torch.no_grad``
+    measured weights are 0; ``parts`` are what a validation reads.
     """
-    run = _Measuring(models.vae, batch, config, combine, given or {})
-    scale_weight = _scale_weight(models.vae, config.scale)
-    vae: Any = models.vae
-    with captured_input(vae.decoder.conv_out) as found:
-        posterior = vae.encode(batch.images).latent_dist
-        own = Moments.of(posterior.parameters)
-        latents = own.sample(batch.noise)
-        output = vae.decode(latents.to(vae.dtype)).sample
-
-    rec = config.reconstruction
-    run.add("reconstruction", reconstruction_error(output, batch.images, rec.norm, rec.clamp), 1.0)
-    if config.perceptual.weight:
-        perceptual = _present(models.perceptual, "perceptual", "perceptual network")
-        run.add("perceptual", perceptual(output, batch.images), config.perceptual.weight)
-    if config.kl:
-        run.add("kl", kl_to_standard_normal(own), config.kl)
-    if roles(config.adversarial, update).adversarial:
-        discriminator = _present(models.discriminator, "adversarial", "discriminator")
-        with frozen(discriminator):
-            value = generator_hinge(discriminator(output))
-        term = config.adversarial
-        run.add("adversarial", value, term.weight, term.adaptive, decoder_last_layer(vae))
-    run.native = run.total  # L_VAE: what terms on latents are measured by
-    if config.gram.weight:
-        gram = _present(batch.gram, "gram", "head with reference features")
-        value = gram(latents if config.gram.latent == "sample" else own.mean)
-        run.add("gram", value, config.gram.weight, config.gram.adaptive, encoder_last_layer(vae))
-    if config.moments.weight:
-        teacher, term = _present(models.teacher, "moments", "teacher"), config.moments
-        value = moment_alignment(own, teacher.moments(batch.images, term.teacher), term.form)
-        run.add("moments", value, term.weight, term.adaptive, encoder_last_layer(vae))
-    if scale_weight:
-        teacher = _present(models.teacher, "scale", "teacher")
-        run.add("scale", _scale(found.one(), teacher, batch.images, config.scale), scale_weight)
-    parts = {name: value.detach() for name, value in run.values.items()}
-    return GeneratorLosses(run.total, parts, run.weights, output.detach())
+    run = _Measuring(batch, config, combine, given or {})
+    found = loss_terms(models, batch, config, update)
+    for term in found.terms:
+        run.add(term)
+    return GeneratorLosses(
+        run.total, {name: value.detach() for name, value in run.values.items()}, run.weights, found.output.detach()
+    )
 
 
 @torch.no_grad()
@@ -196,7 +234,6 @@ def discriminator_losses(
 class _Measuring:
     """Sums terms up and measures adaptive weights on the way."""
 
-    vae: AutoencoderKL
     batch: StageBatch
     config: VaeLossConfig
     combine: Combine | None
@@ -210,28 +247,21 @@ class _Measuring:
     def __post_init__(self) -> None:
         self.total: Any = 0.0
 
-    def add(
-        self,
-        name: str,
-        value: Float[Tensor, " b"],
-        weight: float,
-        adaptive: AdaptiveWeight | None = None,
-        layer: nn.Parameter | None = None,
-    ) -> None:
-        """Add ``weight`` times the adaptive weight times ``value``."""
-        self.values[name] = value
-        scale = value.new_tensor(weight)
-        if adaptive is not None and layer is not None:
-            if not layer.requires_grad:
-                raise ConfigError(f"{name}.adaptive: the layer it is measured at does not train; set it to null")
-            measured = self.given.get(name)
+    def add(self, term: LossTerm) -> None:
+        """Add the term times its weight times its adaptive weight."""
+        if not term.native and self.native is None:
+            self.native = self.total
+        self.values[term.name] = term.value
+        scale = term.value.new_tensor(term.weight)
+        if term.adaptive is not None and term.layer is not None:
+            measured = self.given.get(term.name)
             if measured is None:
-                norms = self._native_norm(adaptive.numerator, layer), self._norm(value, layer)
-                measured = weight_from_norms(*norms, adaptive)
+                own = self._norm(term.value, term.layer)
+                measured = weight_from_norms(self._native_norm(term.adaptive.numerator, term.layer), own, term.adaptive)
             scale = scale * measured.to(scale.device)
-        self.total = self.total + scale * value
-        if name != "reconstruction":
-            self.weights[name] = scale
+        self.total = self.total + scale * term.value
+        if term.name != "reconstruction":
+            self.weights[term.name] = scale
 
     def _native_norm(self, kind: Numerator, layer: nn.Parameter) -> Float[Tensor, ""]:
         """Of the measure; terms on latents share it, and with it a backward pass through the decoder."""
@@ -247,17 +277,22 @@ class _Measuring:
     def _numerator(self, kind: Numerator) -> Tensor:
         if kind == "native":
             return self.total if self.native is None else self.native
-        if kind == "reconstruction":
-            return self.values["reconstruction"]
-        if kind == "perceptual":
-            return self.values["perceptual"]
-        return self.values["reconstruction"] + self.config.perceptual.weight * self.values["perceptual"]
+        shares = numerator_shares(kind, self.config)
+        first, *rest = [share * self.values[name] for name, share in shares.items()]
+        return sum(rest, first)
 
     def _mean(self, values: Float[Tensor, " b"]) -> Float[Tensor, ""]:
         """Weighted by slices; plain where all weights are 0, as in the padding of a process that has less to do."""
         weight = self.batch.weight.to(values)
         total = weight.sum()
         return torch.where(total > 0, (weight * values).sum() / total.clamp(min=1e-12), values.mean())
+
+
+def numerator_shares(kind: Numerator, config: VaeLossConfig) -> dict[str, float]:
+    """Terms and factors of what an adaptive weight is measured by; not for ``native``, which depends on weights."""
+    if kind == "reconstruction_perceptual":
+        return {"reconstruction": 1.0, "perceptual": config.perceptual.weight}
+    return {kind: 1.0}
 
 
 def _scale_weight(vae: AutoencoderKL, term: ScaleTerm) -> float:

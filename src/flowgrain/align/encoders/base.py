@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowgrain.align.encoders.normalisation import Normalisation
 from flowgrain.align.grids import Grid, encoder_input
@@ -70,6 +70,20 @@ class StructureEncoder(ABC):
             found = f"{features.shape[1]} channels on {Grid(*features.shape[2:])}"
             raise ModelError(f"{self.name}: {found} where {self.width} on {grid} were expected; check its config.json")
         return features.flatten(2).mT.float().contiguous()
+
+    def move(self, device: str) -> None:
+        """Take its networks to another device; there it computes from now on."""
+        self.device = torch.device(device)
+        for network in self.networks():
+            network.to(self.device)
+
+    def networks(self) -> list[nn.Module]:
+        """What it computes with: every attribute that is a module."""
+        return [value for value in vars(self).values() if isinstance(value, nn.Module)]
+
+    def weight_bytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(t.nbytes for network in self.networks() for t in (*network.parameters(), *network.buffers()))
 
     @abstractmethod
     def feature_map(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
