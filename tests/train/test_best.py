@@ -52,13 +52,13 @@ def test_best_json_is_read_written_and_removed(tmp_path):
 
 def test_a_run_keeps_and_names_its_best_checkpoint(recipe, dataset, monkeypatch):
     """Losses turned round rise as training goes on: the best is the first update, which marks nothing."""
-    measure = Validator.measure
+    summary = Validator.summary
 
-    def turned_round(self, autocast):
-        values = measure(self, autocast)
+    def turned_round(self, losses):
+        values = summary(self, losses)
         return {**values, "loss": -values["loss"]}
 
-    monkeypatch.setattr(Validator, "measure", turned_round)
+    monkeypatch.setattr(Validator, "summary", turned_round)
     sections = {"validation": {"path": str(dataset), "max_roots": 2, "every": 1}}
     config, parts = recipe("best", **sections), recipe("parts", **sections)
     train(config, False, Listening())

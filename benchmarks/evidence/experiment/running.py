@@ -37,8 +37,11 @@ from .results import code_version
 GUIDANCE = {"flux": 2.5, "sdxl": 4.0}
 """At which each embedded model draws well, as in the demo."""
 STEPS = 20
-KEPT_KINDS = ("interference", "modulation")
-"""Lines of a run's log that its record keeps whole."""
+KEPT = {
+    "interference": ("update", "levels", "cosine", "conflict_rate", "cross_share", "gram_unbiased", "oscillation"),
+    "modulation": ("update", "granularity_shift", "lambda_factor", "centre_offset", "centre_error", "reason"),
+}
+"""What a record keeps of lines of these kinds in a run's log."""
 BASE = "base"
 """The arm that is not trained."""
 
@@ -139,7 +142,7 @@ def run(cell: Cell, arm: Arm | None, design: Design, domain: Domain, work: Path)
     for fraction in design.drawn:
         _draw(cell, folder, fraction, design, domain, work)
     log = read_log(folder)
-    updates = [line for line in log if "loss_by_level" in line]
+    updates = [line for line in log if line["kind"] == "update"]
     record |= {
         "n1": design.amount,
         "recipe_identity": chosen.identity(),
@@ -152,8 +155,19 @@ def run(cell: Cell, arm: Arm | None, design: Design, domain: Domain, work: Path)
     if arm.steered:
         lines = measured_afterwards(chosen, held_out(domain, work), folder)
         record["validation"] = [_validation(line) for line in lines]
-    record |= {kind: found for kind in KEPT_KINDS if (found := [line for line in log if line["kind"] == kind])}
+    for kind, keys in KEPT.items():
+        if lines := [line for line in log if line["kind"] == kind]:
+            record[kind] = [_rounded({key: line[key] for key in keys if key in line}) for line in lines]
     return record
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers of a line to five significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _validation(line: dict[str, Any]) -> dict[str, Any]:
