@@ -70,6 +70,7 @@ class RunLog:
             values |= {f"{quantity}/{level}": value for level, value in line[f"{quantity}_by_level"].items()}
         for name, levels in line.get("watched_by_level", {}).items():
             values |= {f"terms/{name}/{level}": value for level, value in levels.items()}
+        values |= {f"train/{name}": value for name, value in line.get("numbers", {}).items()}
         values["speed/slices_per_second"] = line["slices_in_update"] / max(line["update_seconds"], 1e-9)
         self._scalars(values, line["update"])
 
