@@ -1,7 +1,6 @@
 """``flowgrain judge``: variants ranked, compared or scored by a vision-language model."""
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -165,14 +164,11 @@ def _judge(
 def _with_progress(plan: "Plan", folder: Path, retry_failed: bool) -> "JudgeOutcome":
     from flowgrain.cli.judge_progress import JudgeProgress
     from flowgrain.evaluate.judge.run import judge as run
-    from flowgrain.train.signals import graceful_signals
+    from flowgrain.train.signals import graceful_signals, ignored_once
 
-    with JudgeProgress(lambda forecast: _forecast_text(forecast, plan)) as progress:
-        with graceful_signals(progress.stopping) as received:
-            outcome = run(plan, folder, progress, lambda: bool(received), retry_failed)
-        if outcome.session.end == "interrupted":  # all is saved: another Ctrl-C must not turn this into an abort
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return outcome
+    progress = JudgeProgress(lambda forecast: _forecast_text(forecast, plan))
+    with ignored_once(lambda: progress.stop_requested), progress, graceful_signals(progress.stopping) as received:
+        return run(plan, folder, progress, lambda: bool(received), retry_failed)
 
 
 def _forecast_text(forecast: "Forecast", plan: "Plan") -> str:

@@ -29,7 +29,7 @@ class JudgeProgress(JudgeObserver):
         left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
         self._bars = Progress(*columns, *left, console=stderr_console())
         self._task: TaskID | None = None
-        self._priced = self._stopping = False
+        self._priced = self.stop_requested = False
         self._statuses: Counter[str] = Counter()
 
     def __enter__(self) -> "JudgeProgress":
@@ -54,10 +54,10 @@ class JudgeProgress(JudgeObserver):
         detail = f"cost {spent:.4g} of about {spent + expected_left:.4g}" if self._priced else ""
         failed = self._statuses.total() - self._statuses["answered"]
         detail += f"  {failed} without answer" if failed else ""
-        self._bars.update(self._task, advance=1, detail=STOPPING if self._stopping else detail)
+        self._bars.update(self._task, advance=1, detail=STOPPING if self.stop_requested else detail)
 
     def stopping(self) -> None:
         """The bar tells at once; nothing is printed, as this runs in a signal handler."""
-        self._stopping = True
+        self.stop_requested = True
         if self._task is not None:
             self._bars.update(self._task, detail=STOPPING)

@@ -30,7 +30,6 @@ class TrainingProgress(Observer):
         self._stages: dict[str, TaskID] = {}
         self._training: TaskID | None = None
         self._start = TrainingCounters()
-        self._stopping = False
         self._told = False
 
     def __enter__(self) -> "TrainingProgress":
@@ -62,7 +61,7 @@ class TrainingProgress(Observer):
         if self._training is None:
             return
         detail = f"update {progress.updates}  loss {result.loss:.4f}  {self.speed(progress):.1f} slices/s"
-        if self._stopping:
+        if self.stop_requested:
             detail = STOPPING
             self._tell_once()
         self._bars.update(self._training, completed=part, detail=detail)
@@ -80,7 +79,7 @@ class TrainingProgress(Observer):
 
         In a signal handler nothing may be printed: the handler can interrupt a print to the same stream.
         """
-        self._stopping = True
+        super().stopping()
         if self._training is not None:
             self._bars.update(self._training, detail=STOPPING)
 

@@ -1,13 +1,12 @@
 """``flowgrain train``: run a recipe, dry-run it, or go on with it."""
 
-import signal
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from flowgrain.config import Layered
+    from flowgrain.train.loop import Observer, Outcome
     from flowgrain.train.recipe import Recipe
     from flowgrain.train.runtime import Runtime
 
@@ -86,21 +85,10 @@ def _print_config(config: "Recipe", layered: "Layered") -> None:
 
 def _run(config: "Recipe", resume: bool, runtime: "Runtime", trial: bool) -> bool:
     """Run a recipe and say how it went; True where it was interrupted."""
-    from flowgrain.cli.progress import TrainingProgress
-    from flowgrain.train.loop import Observer
+    from flowgrain.cli.drawn import run_drawn
     from flowgrain.train.loop import train as run_recipe
 
-    with TrainingProgress(config.name) if runtime.is_main else nullcontext(Observer()) as progress:
-        outcome = run_recipe(config, resume, progress, runtime, trial)
-    if outcome.interrupted:  # everything is saved: one more Ctrl-C must not turn a clean end into an abort
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if runtime.is_main:
-        done = outcome.progress
-        speed = done.slices / max(done.seconds, 1e-9)
-        typer.echo(
-            f"{config.name}: {done.updates} updates, {done.slices} slices in {done.seconds:.0f} s "
-            f"({speed:.1f} slices/s) -> {config.output}"
-        )
-        if outcome.interrupted:
-            typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
-    return outcome.interrupted
+    def run(observer: "Observer") -> "Outcome":
+        return run_recipe(config, resume, observer, runtime, trial)
+
+    return run_drawn(config.name, config.output, run, runtime)

@@ -1,7 +1,5 @@
 """``flowgrain vae``: fine-tune an autoencoder, dry-run it, or go on with it."""
 
-import signal
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -68,21 +66,7 @@ def _forecast(config: "VaeRecipe") -> str:
 
 def _run(config: "VaeRecipe", resume: bool, runtime: "Runtime") -> bool:
     """Run a recipe and say how it went; True where it was interrupted."""
-    from flowgrain.cli.progress import TrainingProgress
-    from flowgrain.train.loop import Observer
+    from flowgrain.cli.drawn import run_drawn
     from flowgrain.train.vae_run import train_vae
 
-    with TrainingProgress(config.name) if runtime.is_main else nullcontext(Observer()) as progress:
-        outcome = train_vae(config, resume, progress, runtime)
-    if outcome.interrupted:  # everything is saved: one more Ctrl-C must not turn a clean end into an abort
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if runtime.is_main:
-        done = outcome.progress
-        speed = done.slices / max(done.seconds, 1e-9)
-        typer.echo(
-            f"{config.name}: {done.updates} updates, {done.slices} slices in {done.seconds:.0f} s "
-            f"({speed:.1f} slices/s) -> {config.output / 'vae'}"
-        )
-        if outcome.interrupted:
-            typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
-    return outcome.interrupted
+    return run_drawn(config.name, config.output / "vae", lambda seen: train_vae(config, resume, seen, runtime), runtime)

@@ -47,6 +47,8 @@ from flowgrain.train.trial import trial_update
 class Observer:
     """Sees a run go by; the command line draws it, this one is silent."""
 
+    stop_requested = False
+
     def stage(self, what: str, done: int, total: int) -> None:
         """Preparation advanced."""
 
@@ -61,6 +63,7 @@ class Observer:
 
     def stopping(self) -> None:
         """A signal was received: the run finishes its update, saves and ends. Called from the signal handler."""
+        self.stop_requested = True
 
     def noted(self, message: str) -> None:
         """Something that the user should know, in one line."""

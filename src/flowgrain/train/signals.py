@@ -27,3 +27,23 @@ def graceful_signals(on_first: Callable[[], None]) -> Iterator[list[int]]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ignored_once(requested: Callable[[], bool]) -> Iterator[None]:
+    """For a command: while this holds, Ctrl-C does nothing as soon as a stop is ``requested``, and nothing ever after.
+
+    Around ``graceful_signals``, this closes the gap between the end of a run that was stopped and the end of the
+    process: one more Ctrl-C must not turn a clean end into an abort. Without a request the handler before is put back.
+    """
+    kept = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not requested() and callable(kept):
+            kept(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN if requested() else kept)
