@@ -323,7 +323,8 @@ def test_the_nearest_key_is_named_for_a_misspelling_of_every_key(tmp_path, capsy
         parents = path[:-1]
         if parents[:2] == ("data", "sources"):
             del tree["data"]["path"]
-            tree["data"]["sources"] = [{"path": "x", wrong: 1}]
+            tree["data"]["sources"] = [{"path": "x"}]
+            put(tree["data"]["sources"][0], (*parents[2:], wrong), 1)
         elif parents[:1] == ("align",):
             put(tree, ("align", "gram", *parents[1:], wrong), 1)
             if parents[1:] == ("head",):

@@ -151,6 +151,8 @@ def _describe_all(schema: type[Config], layered: Layered, error: ValidationError
         deeper = any(other[: len(key)] == key and len(other) > len(key) for _, other in problems)
         if key and deeper and isinstance(problem["input"], dict) and problem["type"] != "missing":
             continue  # another branch of the union got further and says what is wrong inside
+        if deeper and problem["type"] == "too_short":
+            continue  # pydantic counts the valid items alone: the list is as long as it should be
         kind = (".".join(map(str, problem["loc"])),) if problem["type"] in ("missing", "extra_forbidden") else ()
         found.setdefault((*key, "", *kind), []).append(problem)
     return [_describe(schema, layered, same) for same in found.values()]

@@ -167,7 +167,8 @@ def _extras() -> list[Finding]:
 
 
 def _bundle() -> list[Finding]:
-    from flowgrain.families.registry import EMBEDDED_MODELS, read_capabilities, resolve_model
+    from flowgrain.families.embedded import EMBEDDED_MODELS, resolve_model
+    from flowgrain.families.registry import read_capabilities
 
     findings = []
     for name in EMBEDDED_MODELS:

@@ -36,7 +36,7 @@ def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> I
 
     Raises :class:`DataError` and :class:`ConfigError` for what a run could not open either.
     """
-    capabilities, dataset = read_capabilities(model.path, model.config), folder_data(folder, model)
+    capabilities, dataset = read_capabilities(model.path, model.config, model.vae), folder_data(folder, model)
     plan = plan_epoch(dataset.table, TupleConfig(), seed=0, epoch=0)
     findings = [*_findings(dataset, None, model, on_progress), *_plan_findings(TupleConfig(), plan)]
     return Inspection(
@@ -51,7 +51,7 @@ def inspect_folder(folder: Path, model: ModelConfig, on_progress: Progress) -> I
 
 def folder_data(folder: Path, model: ModelConfig) -> SliceDataset:
     """The slices of a folder as ``model`` would be trained on them; raises as :func:`inspect_folder`."""
-    capabilities = read_capabilities(model.path, model.config)
+    capabilities = read_capabilities(model.path, model.config, model.vae)
     decomposed = open_source(folder)[1]
     data = DataConfig(path=folder, resolution=None if decomposed else capabilities.native_size)
     return open_dataset(data, capabilities.pixel_multiple)
@@ -59,12 +59,14 @@ def folder_data(folder: Path, model: ModelConfig) -> SliceDataset:
 
 def recipe_data(recipe: Recipe) -> SliceDataset:
     """The slices that a recipe trains on; raises as :func:`inspect_folder`."""
-    return open_data(recipe, read_capabilities(recipe.model.path, recipe.model.config).pixel_multiple)[0]
+    return open_data(
+        recipe, read_capabilities(recipe.model.path, recipe.model.config, recipe.model.vae).pixel_multiple
+    )[0]
 
 
 def inspect_recipe(recipe: Recipe, on_progress: Progress) -> Inspection:
     """Check the data, the split and the plan of a recipe; raises as :func:`inspect_folder`."""
-    capabilities = read_capabilities(recipe.model.path, recipe.model.config)
+    capabilities = read_capabilities(recipe.model.path, recipe.model.config, recipe.model.vae)
     dataset, held_out = open_data(recipe, capabilities.pixel_multiple)
     plan = plan_epoch(dataset.table, recipe.tuples, recipe.seed, epoch=0)
     findings = [

@@ -190,7 +190,7 @@ def _skeleton(model: "ModelChoice") -> "Family":
 
     from flowgrain.families.registry import load_skeleton
 
-    return load_skeleton(model.path, model.family, torch.float32, model.config)
+    return load_skeleton(model.path, model.family, torch.float32, model.config, model.vae)
 
 
 def _refuse_existing(out: Path, dry_run: bool, force: bool, marker: str | None = None) -> None:

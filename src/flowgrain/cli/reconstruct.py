@@ -90,7 +90,7 @@ def reconstruct(
 def _named(models: list[str]) -> dict[str, str]:
     """Name -> location, names from NAME=MODEL or the last part of the model's path."""
     from flowgrain.errors import ConfigError
-    from flowgrain.families.registry import resolve_model
+    from flowgrain.families.embedded import resolve_model
 
     named: dict[str, str] = {}
     for model in models:

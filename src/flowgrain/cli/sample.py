@@ -32,6 +32,9 @@ def sample(
     model_config: Annotated[
         str | None, typer.Option("--model-config", help="Folder or hub id that describes a single-file --model.")
     ] = None,
+    vae: Annotated[
+        str | None, typer.Option("--vae", help="Another autoencoder for --model: a folder of 'flowgrain vae', a model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Sample folder; in RUN/samples by default.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the sampler.")] = 28,
     guidance: Annotated[float, typer.Option("--guidance", min=0.0, help="Guidance scale.")] = 3.5,
@@ -91,7 +94,14 @@ def sample(
         "--base": base,
     }
     if protocol is not None:
-        alone = {"RUN": run, "--model": model, "--model-config": model_config, "--at": at, "--checkpoint": checkpoint}
+        alone = {
+            "RUN": run,
+            "--model": model,
+            "--model-config": model_config,
+            "--vae": vae,
+            "--at": at,
+            "--checkpoint": checkpoint,
+        }
         _refuse(alone, "does not go with --protocol; name the runs with --run NAME=FOLDER")
         request = request_of(
             read_protocol(protocol), runs or [], prompts, seeds, config, base=base, dataset=dataset,
@@ -101,7 +111,7 @@ def sample(
     _refuse(comparing, "is read with --protocol alone")
     if prompts is None:
         raise ConfigError("--prompts is missing; give a text file with one prompt a line")
-    name, choice, chosen = _choose(run, model, model_config, dtype, at, checkpoint)
+    name, choice, chosen = _choose(run, model, model_config, vae, dtype, at, checkpoint)
     plan = SamplePlan(
         run=name,
         model=choice,
@@ -136,6 +146,7 @@ def _choose(
     run: Path | None,
     model: str | None,
     model_config: str | None,
+    vae: str | None,
     dtype: str | None,
     at: float | None,
     checkpoint: Path | None,
@@ -155,13 +166,15 @@ def _choose(
         raise ConfigError("give either RUN, a folder of 'flowgrain train', or --model with a model, not both or none")
     if run is not None and model_config is not None:
         raise ConfigError("--model-config describes a single file that --model names; a RUN says its own")
+    if run is not None and vae is not None:
+        raise ConfigError("--vae goes with --model; a RUN says its own (model.vae)")
     if at is not None and (run is None or checkpoint is not None):
         raise ConfigError("--at chooses among the checkpoints of RUN; it does not go with --model or --checkpoint")
     best = run is not None and checkpoint == Path("best")
     chosen = open_checkpoint(checkpoint) if checkpoint and not best else None
     if run is None:
         name = "base" if chosen is None else chosen.path.name
-        choice = ModelChoice(str(model), None, dtype or "float32", config=model_config)
+        choice = ModelChoice(str(model), None, dtype or "float32", config=model_config, vae=vae)
         return name, on_path_of(choice, chosen.adapter) if chosen else choice, chosen
     name, choice = read_run(run)
     chosen = best_checkpoint(run) if best else chosen

@@ -50,7 +50,7 @@ from flowgrain.train.validation import Validator
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
 
-OVERRIDABLE = ("data.", "validation.", "model.path", "model.config", "device", "precision", "memory.")
+OVERRIDABLE = ("data.", "validation.", "model.path", "model.config", "model.vae", "device", "precision", "memory.")
 """Keys of the recipe that a diagnosis may change: where things are and what they run on, not what was trained."""
 
 _KEPT_EMBEDDINGS = 64

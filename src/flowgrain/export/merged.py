@@ -21,8 +21,8 @@ from flowgrain.errors import CheckpointError, ModelError
 from flowgrain.export.source import ExportSource
 from flowgrain.export.weights_file import about_the_adapter, writing
 from flowgrain.families.base import Family
+from flowgrain.families.embedded import resolve_model
 from flowgrain.families.loading import load_component, quiet_libraries
-from flowgrain.families.registry import resolve_model
 from flowgrain.files import atomic_directory, atomic_write_text
 
 INDEX_NAME, SCHEDULER = "model_index.json", "scheduler"

@@ -137,6 +137,13 @@ class Family(ABC):
     def read_capabilities(cls, model: str) -> Capabilities:
         """Capabilities from the configuration files alone; raises ModelError naming what is wrong."""
 
+    def with_autoencoder(self, folder: FilePath) -> "Family":
+        """This model over the autoencoder of ``folder``, of the same class, instead of its own.
+
+        Raises ModelError for one that cannot be read or gives other channels than the backbone takes.
+        """
+        raise ModelError(f"a {self.name} model takes no other autoencoder; remove model.vae")
+
     @property
     @abstractmethod
     def backbone(self) -> nn.Module:

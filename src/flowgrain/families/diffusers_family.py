@@ -29,9 +29,18 @@ from flowgrain.families.base import (
     TextEmbedding,
 )
 from flowgrain.families.fingerprint import module_digest, tokenizer_digest
-from flowgrain.families.loading import load_adapter, load_pipeline, quiet_libraries, read_configs, skeleton_pipeline
+from flowgrain.families.loading import (
+    load_adapter,
+    load_component,
+    load_pipeline,
+    quiet_libraries,
+    read_configs,
+    skeleton_component,
+    skeleton_pipeline,
+)
 from flowgrain.families.offload import EncoderOffload
 from flowgrain.families.peft_layers import carries_adapter
+from flowgrain.families.pipeline_parts import refuse_incomplete, refuse_other_backbone, refuse_other_channels
 from flowgrain.families.quantization import quantize_linears
 from flowgrain.families.taps import captured
 from flowgrain.families.token_counts import cut_captions
@@ -114,6 +123,12 @@ class DiffusersFamily(Family):
             return cls.capabilities_of(read_configs(cls.pipeline_class, model))
         except KeyError as error:
             raise ModelError(f"{model}: its configuration files lack {error}; restore them") from None
+
+    def with_autoencoder(self, folder: FilePath) -> "DiffusersFamily":
+        """See :meth:`Family.with_autoencoder`; only shapes where this family's weights are on the meta device."""
+        vae = (skeleton_component if self.device.type == "meta" else load_component)(folder, self._vae)
+        parts = {**self._pipeline.components, "vae": vae}
+        return type(self)(self.pipeline_class(**parts, **self._pipeline_settings()), self._source)
 
     @property
     def device(self) -> torch.device:
@@ -270,30 +285,15 @@ class DiffusersFamily(Family):
 
     def _check_parts(self) -> None:
         """Raise ModelError for a pipeline that lacks a part or has another backbone; families add what must fit."""
-        names = (self.backbone_name, *self.encoders_needed(), *self.tokenizer_names, "scheduler")
-        missing = [
-            name for name in names if self._pipeline.components.get(name) is None and name not in self.optional_parts
-        ]
-        if missing:
-            raise ModelError(
-                f"{self._source}: the {self.name} model has no {', '.join(missing)}; give a complete diffusers folder"
-            )
-        backbone = self._pipeline.components[self.backbone_name]
-        if not isinstance(backbone, self.backbone_class):
-            raise ModelError(
-                f"{self._source}: the {self.backbone_name} of a {self.name} model is a {self.backbone_class.__name__}, "
-                f"this one is a {type(backbone).__name__}"
-            )
+        needed = (self.backbone_name, *self.encoders_needed(), *self.tokenizer_names, "scheduler")
+        names = [name for name in needed if name not in self.optional_parts]
+        refuse_incomplete(self._pipeline, names, self.name, self._source)
+        refuse_other_backbone(self._pipeline, self.backbone_name, self.backbone_class, self.name, self._source)
 
     def _check_channels(self, latent: int, packed: int = 1) -> None:
         """Raise ModelError unless the backbone takes ``packed`` cells of ``latent`` channels, nothing more."""
-        channels = self._pipeline.components[self.backbone_name].config["in_channels"]
-        if channels != packed * latent:
-            gives = f"{latent}" if packed == 1 else f"{latent} times {packed} packed"
-            raise ModelError(
-                f"{self._source}: the {self.backbone_name} takes {channels} channels, the autoencoder gives {gives}; "
-                "only text-to-image models are supported (no inpainting, control or depth variants)"
-            )
+        backbone = self._pipeline.components[self.backbone_name]
+        refuse_other_channels(self.backbone_name, backbone.config["in_channels"], latent, packed, self._source)
 
     def _there(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``names`` that this model has."""

@@ -148,6 +148,16 @@ def load_component(folder: Path, like: Any) -> Any:
     return loaded.to(like.device).requires_grad_(False).eval()
 
 
+def skeleton_component(folder: Path, like: Any) -> Any:
+    """As :func:`load_component` of a diffusers model, from its configuration alone, on the meta device."""
+    kind: Any = type(like)
+    try:
+        with quiet_libraries(), torch.device("meta"):
+            return kind.from_config(kind.load_config(folder)).to(like.dtype).requires_grad_(False).eval()
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{folder}: no configuration of a {kind.__name__} ({one_line(error)}); restore it") from None
+
+
 def load_part(kind: Any, model: str, name: str, dtype: torch.dtype) -> Any:
     """A pipeline's model from the subfolder ``name``; raises ModelError for missing weights, else as the libraries."""
     part, info = kind.from_pretrained(

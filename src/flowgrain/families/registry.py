@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 
 from flowgrain.errors import ConfigError, ModelError
+from flowgrain.families.autoencoder_folder import autoencoder_folder
 from flowgrain.families.base import Capabilities, Family, Quantization
-
-EMBEDDED_MODELS = ("tiny-flux", "tiny-sdxl")
-"""Models that the package carries; a folder of the same name is reached as ``./tiny-flux``."""
-
+from flowgrain.families.embedded import EMBEDDED_MODELS, resolve_model
 
 _FAMILIES = {
     "flux": ("flux", "Flux"),
@@ -75,29 +73,40 @@ def load_family(
     device: torch.device,
     quantization: Quantization = "none",
     config: str | None = None,
+    vae: str | None = None,
 ) -> Family:
     """Load ``model``: a name of EMBEDDED_MODELS, a diffusers folder, hub id or single file, frozen and in eval mode.
 
     ``family`` None reads it from the pipeline class in model_index.json, or from a single file's header. ``config``
-    names the diffusers folder or hub id that describes a single file, None is the package's own. Raises ConfigError
-    for an unknown family and for a ``config`` that nothing reads, ModelError for a model that cannot be found, read or
-    matched to a family, and MissingExtraError where the library of ``quantization`` is not installed.
+    names the diffusers folder or hub id that describes a single file, None is the package's own. ``vae`` names an
+    autoencoder that takes the place of the model's own. Raises ConfigError for an unknown family and for a ``config``
+    that nothing reads, ModelError for a model that cannot be found, read or matched to a family, and MissingExtraError
+    where the library of ``quantization`` is not installed.
     """
     file = _single_file(model, family, config)
     if file is not None:
-        return _import("single_file").load_single_file(_open(file.family), file, model, dtype, device, quantization)
-    kind, location = _find_family(model, family)
-    return kind.load(location, dtype, device, quantization)
+        kind = _open(file.family)
+        loaded = _import("single_file").load_single_file(kind, file, model, dtype, device, quantization)
+    else:
+        kind, location = _find_family(model, family)
+        loaded = kind.load(location, dtype, device, quantization)
+    return _over(loaded, vae)
 
 
-def load_skeleton(model: str, family: str | None, dtype: torch.dtype, config: str | None = None) -> Family:
+def load_skeleton(
+    model: str, family: str | None, dtype: torch.dtype, config: str | None = None, vae: str | None = None
+) -> Family:
     """As :func:`load_family`, from configuration files and tokenizers alone, with all weights on the meta device."""
     file = _single_file(model, family, config)
     if file is not None:
         with file.configuration() as folder:
-            return _open(file.family).skeleton(folder, dtype)
+            return _over(_open(file.family).skeleton(folder, dtype), vae)
     kind, location = _find_family(model, family)
-    return kind.skeleton(location, dtype)
+    return _over(kind.skeleton(location, dtype), vae)
+
+
+def _over(family: Family, vae: str | None) -> Family:
+    return family if vae is None else family.with_autoencoder(autoencoder_folder(vae, "model.vae"))
 
 
 def _single_file(model: str, family: str | None, config: str | None) -> Any:
@@ -132,8 +141,10 @@ def _check_agreement(model: str, family: str | None, detected: str) -> None:
         raise ModelError(f"{model} is a {detected} model, the configuration says '{family}'; correct or remove it")
 
 
-def read_capabilities(model: str, config: str | None = None) -> Capabilities:
+def read_capabilities(model: str, config: str | None = None, vae: str | None = None) -> Capabilities:
     """Capabilities of a model from its configuration files, without its weights; raises as :func:`load_family`."""
+    if vae is not None:
+        return load_skeleton(model, None, torch.float32, config, vae).capabilities
     file = _single_file(model, None, config)
     if file is not None:
         with file.configuration() as folder:
@@ -155,13 +166,6 @@ def configuration_folder(model: str, config: str | None = None) -> Iterator[Path
         return
     location = Path(resolve_model(model))
     yield location if location.is_dir() else None
-
-
-def resolve_model(model: str) -> str:
-    """The folder of an embedded model, any other name unchanged."""
-    if model not in EMBEDDED_MODELS:
-        return model
-    return str(Path(str(resources.files("flowgrain"))) / "assets" / model)
 
 
 def _detect_family(model: str, location: str) -> str:

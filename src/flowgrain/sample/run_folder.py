@@ -27,6 +27,8 @@ class ModelChoice:
     """The same of its last noise level."""
     config: str | None = None
     """What describes a single file, see model.config of recipes."""
+    vae: str | None = None
+    """Another autoencoder than the model's own, see model.vae of recipes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ def read_run(run: Path) -> tuple[str, ModelChoice]:
         model = values["model"]
         given = {key: value for key, value in values.get("path", {}).items() if value != "model"}
         choice = ModelChoice(
-            str(model["path"]), model["family"], str(model["dtype"]), config=model.get("config"), **given
+            str(model["path"]),
+            model["family"],
+            str(model["dtype"]),
+            config=model.get("config"),
+            vae=model.get("vae"),
+            **given,
         )
         return str(values["name"]), choice
     except FileNotFoundError:

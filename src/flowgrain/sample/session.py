@@ -41,7 +41,7 @@ class SampleOutcome:
 def load_model(choice: ModelChoice, device: torch.device) -> Family:
     """The model of a choice, along the path that the choice says; raises as :func:`load_family`."""
     dtype = getattr(torch, choice.dtype)
-    family = load_family(choice.path, choice.family, dtype, device, config=choice.config)
+    family = load_family(choice.path, choice.family, dtype, device, config=choice.config, vae=choice.vae)
     if choice.prediction is not None or choice.zero_terminal_snr is not None:
         family.override_path(choice.prediction, choice.zero_terminal_snr)
     return family

@@ -31,7 +31,7 @@ def layouts_of(recipe: Recipe) -> dict[str, TapLayout]:
     if not terms:
         return {}
     model = recipe.model
-    skeleton = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config)
+    skeleton = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config, model.vae)
     return tap_layouts(skeleton, (term.tap for term in terms))
 
 

@@ -23,7 +23,7 @@ def forecast(recipe: Recipe) -> str:
     Raises the same errors as the run for data and configuration that cannot be used.
     """
     device = choose_device(recipe.device)
-    capabilities = read_capabilities(recipe.model.path, recipe.model.config)
+    capabilities = read_capabilities(recipe.model.path, recipe.model.config, recipe.model.vae)
     adapter = recipe.adapter
     what = "all weights" if adapter.kind == "full" else f"{adapter.kind} rank {adapter.rank}"
     dataset, _ = open_data(recipe, capabilities.pixel_multiple)
@@ -80,7 +80,7 @@ def _memory_lines(recipe: Recipe, dataset: SliceDataset, plan: list[Update], dev
 def _size_lines(recipe: Recipe, dataset: SliceDataset, plan: list[Update]) -> list[str]:
     """What the largest pictures cost, by the model's configuration files."""
     model, shape = recipe.model, shape_of(dataset, largest_micro_batch(dataset, plan))
-    family = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config)
+    family = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config, model.vae)
     embedding = family.embed_text(["a"])
     return size_cost(family, embedding, shape.width, shape.height, model.guidance, recipe.memory.vae_tiling).lines()
 

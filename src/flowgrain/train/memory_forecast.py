@@ -299,7 +299,7 @@ class _Skeleton:
 
 
 def _load_skeleton(model: ModelConfig, dtype: str) -> Family:
-    return load_skeleton(model.path, model.family, getattr(torch, dtype), model.config)
+    return load_skeleton(model.path, model.family, getattr(torch, dtype), model.config, model.vae)
 
 
 def _longest_embedding(family: Family) -> TextEmbedding:

@@ -20,6 +20,7 @@ from flowgrain.config import Config
 from flowgrain.data.config import DRAWN_ANEW, DataConfig
 from flowgrain.data.tuples import TupleConfig
 from flowgrain.errors import ConfigError
+from flowgrain.families.autoencoder_folder import autoencoder_digest
 from flowgrain.families.configuration import configuration_digest
 from flowgrain.train.interference_config import InterferenceConfig
 from flowgrain.train.log import LogConfig
@@ -45,6 +46,11 @@ class ModelConfig(Config):
         default=None,
         description="single-file checkpoints: diffusers folder or hub id whose configuration files and tokenizers "
         "describe the file; null: the package's own for SD 1.5, 2.x and SDXL",
+    )
+    vae: str | None = Field(
+        default=None,
+        description="another autoencoder than the model's own: a folder that 'flowgrain vae' wrote, a diffusers folder "
+        "or hub id with vae/ (docs/vae.md)",
     )
     family: str | None = Field(default=None, description="backbone family; None reads it from model_index.json")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
@@ -291,6 +297,10 @@ class Recipe(Config):
             del values["model"]["config"]
         else:
             values["model"]["config"] = configuration_digest(self.model.config)
+        if self.model.vae is None:
+            del values["model"]["vae"]
+        else:
+            values["model"]["vae"] = autoencoder_digest(self.model.vae, "model.vae")
         if self.adapter.init_from is not None:
             values["adapter"]["init_from"]["path"] = init_digest(self.adapter.init_from.path)
         del values["memory"]["offload_encoders"]  # where the encoders wait

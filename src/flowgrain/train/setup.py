@@ -204,7 +204,7 @@ def prepare(recipe: Recipe, on_progress: ProgressCallback, runtime: Runtime = AL
 def load_backbone(recipe: Recipe, device: torch.device) -> Family:
     """The frozen model that a recipe fine-tunes; raises ConfigError for keys that it does not read."""
     model, dtype = recipe.model, getattr(torch, recipe.model.dtype)
-    family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize, model.config)
+    family = load_family(model.path, model.family, dtype, device, recipe.memory.quantize, model.config, model.vae)
     check_keys(recipe, family)
     set_tiling(family.encoders()["vae"], recipe.memory.vae_tiling, recipe.model.path)
     if any(setting is not None for setting in recipe.path.overrides):

@@ -151,7 +151,7 @@ def preview_times(recipe: Recipe, size: Bucket | None = None) -> TimePreview:
     DataError for data that are there and cannot be opened.
     """
     model = recipe.model
-    family = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config)
+    family = load_skeleton(model.path, model.family, getattr(torch, model.dtype), model.config, model.vae)
     check_keys(recipe, family)
     updates, reason = None, "" if size else _missing(recipe.data)
     if size is None and not reason:

@@ -15,6 +15,7 @@ from flowgrain.data.config import DataConfig
 from flowgrain.data.dataset import SliceDataset, open_dataset, open_split
 from flowgrain.data.sources import open_source
 from flowgrain.errors import ConfigError
+from flowgrain.families.autoencoder_folder import autoencoder_folder
 from flowgrain.train.optimizers import build_optimizer
 from flowgrain.train.runtime import ALONE, Runtime
 from flowgrain.train.schedule import Ema
@@ -27,7 +28,6 @@ from flowgrain.train.vae_update import Learner, Players
 from flowgrain.vae.deeper import cell_pixels, deepen, depth_of, set_parts
 from flowgrain.vae.deeper_files import load_deeper_vae
 from flowgrain.vae.discriminator import Discriminator, advance_spectral_norms, build_discriminator
-from flowgrain.vae.location import vae_folder
 from flowgrain.vae.losses import StageModels
 from flowgrain.vae.perceptual import PerceptualLoss, open_perceptual_loss
 from flowgrain.vae.teacher import Teacher
@@ -84,7 +84,7 @@ def prepare_vae(recipe: VaeRecipe, on_progress: ProgressCallback, runtime: Runti
 
 def load_autoencoder(recipe: VaeRecipe) -> AutoencoderKL:
     """The autoencoder as it starts, in float32, as deep as the recipe says, nothing of it training yet."""
-    vae = load_deeper_vae(vae_folder(recipe.model.path))
+    vae = load_deeper_vae(autoencoder_folder(recipe.model.path, "model.path"))
     wanted, found = recipe.model.doublings, depth_of(vae)
     if wanted is not None and wanted != found.doublings:
         if found.doublings:
