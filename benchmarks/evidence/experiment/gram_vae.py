@@ -73,10 +73,10 @@ def vae_folder(compression: Compression, arm: str, seed: int, work: Path) -> Pat
 
 def vae_recipe(cell: VaeCell, work: Path) -> VaeRecipe:
     """The packaged recipe with the arm's settings, on the training pictures of all its styles."""
-    folders = [open_domain(name, work).train for name in VAE_STYLES]
+    sources = [{"path": str(open_domain(name, work).train), "name": name} for name in VAE_STYLES]
     overrides = [
         "data.path=null",
-        f"data.sources={json.dumps([{'path': str(folder)} for folder in folders])}",
+        f"data.sources={json.dumps(sources)}",
         "data.holdout=null",
         f"data.cache={work / 'cache'}",
         "validation=null",
@@ -168,7 +168,7 @@ def _latents(vae: AutoencoderKL, doublings: int, pixels: Float[Tensor, "n 3 h w"
     frozen = deepen(_own(), doublings) if doublings else _own()
     own, before = (_means(model, pixels) for model in (vae, frozen))
     spread = (before - before.mean(dim=(0, 2, 3), keepdim=True)).square().mean()
-    rows = unit_rows(functional.adaptive_avg_pool2d(own, tuple(PLACES)).flatten(2).mT)
+    rows = unit_rows(functional.adaptive_avg_pool2d(own, (PLACES.height, PLACES.width)).flatten(2).mT)
     structure = {}
     for name in OTHER:
         encoder = open_structure_encoder(EncoderConfig(model=name), "cpu")

@@ -150,9 +150,10 @@ class MemoryModel:
         found: list[tuple[str, dict[str, Any]]] = []
         if not base.checkpointing:
             found.append(("memory.gradient_checkpointing=true", {"checkpointing": True}))
-        if base.quantize != "nf4":
+        frozen = self._recipe.adapter.kind != "full"  # weights that train are not quantised
+        if frozen and base.quantize != "nf4":
             found.append(("memory.quantize=nf4", {"quantize": "nf4"}))
-        if base.quantize == "none" and base.checkpointing:
+        if frozen and base.quantize == "none" and base.checkpointing:
             found.append(("memory.quantize=int8", {"quantize": "int8"}))
         if base.shape.slices > 1:
             one = Shape(1, base.shape.height, base.shape.width)
