@@ -1,7 +1,7 @@
 """The geometry of the granularity experiment: interference, conflict and oscillation of its arms.
 
-Measures the finished runs of ``granularity.py`` (its stages ``table`` and ``logged``; their adapters lie in the work
-folder), a domain at a time; what is done is not done again. Then ``report`` fills docs/results/interference.md.
+Measures the finished runs of ``granularity.py`` (its stage ``table``; their adapters lie in the work folder), a domain
+at a time; what is done is not done again. Then ``report`` fills docs/results/interference.md.
 
     python benchmarks/evidence/interference.py fields --work build/evidence
     python benchmarks/evidence/interference.py gradients --work build/evidence

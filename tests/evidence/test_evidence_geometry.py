@@ -32,7 +32,7 @@ def test_first_short_windows_do_not_count():
 
     runs = {
         f"{domain}{seed}": {
-            "cell": {"stage": "logged", "arm": "tuples", "domain": domain, "seed": seed},
+            "cell": {"stage": "table", "arm": "tuples", "domain": domain, "seed": seed},
             "interference": [line(3, 9.0), line(16, 0.2), line(16, 0.4)],
         }
         for domain in ("a", "b")

@@ -11,7 +11,7 @@ from .rates import Triple, rate_cells, rate_settings, read_rates
 from .results import read
 from .running import BASE, Design
 
-STAGES = (RATES, "table", "lora", "few", "vary", "confirm", "logged", "steered")
+STAGES = (RATES, "table", "lora", "few", "vary", "confirm", "steered")
 PER_UPDATE = 8
 """Slices an update of the baseline has (Table 3)."""
 LARGE = 24
@@ -42,11 +42,17 @@ _SHARED: dict[str, Arm] = {
     "full": Arm("granularity", _TUPLES),
     "full-small": Arm("granularity", _SMALL),
 }
+LOGGED = ("slices", "tuples-small", "slices-large", "unrelated", "tuples")
+"""Arms whose runs log interference and oscillation: how levels meet, how much updates undo one another. The log changes
+no bit of training."""
 ARMS: dict[Model, dict[str, Arm]] = {
-    "flux": _SHARED,
+    "flux": {
+        name: replace(arm, settings=(*arm.settings, "interference.every=16")) if name in LOGGED else arm
+        for name, arm in _SHARED.items()
+    },
     # w/o Min-SNR in the paper's sense is "tuples" here: weight 1. The baseline is shown with both. A run costs twice
-    # one of the other model, so the arms at small updates, ours and not the paper's, are left out.
-    "sdxl": {name: arm for name, arm in _SHARED.items() if not name.endswith("-small")}
+    # one of the other model, so two kinds of arms, ours and not the paper's, are left out.
+    "sdxl": {name: arm for name, arm in _SHARED.items() if not name.endswith(("-small", "-large"))}
     | {"baseline-min-snr": Arm("baseline", ("weighting.kind=min_snr",), slices=False)},
 }
 _HALF = _paced(4, 8)
@@ -76,11 +82,6 @@ CONFIRMED: dict[str, Arm] = {
 }
 """What is checked on two more domains: of the settings tried, the one that lowers the whole-picture loss while it stays
 ahead of the baseline on close-ups, the one whose pictures come nearer to their references, and both."""
-LOGGED: dict[str, Arm] = {
-    name: replace(_SHARED[name], settings=(*_SHARED[name].settings, "interference.every=16"))
-    for name in ("slices", "tuples-small", "slices-large", "unrelated", "tuples")
-}
-"""With interference and oscillation logged: how the levels meet, how much updates undo one another."""
 _HELD = (*_SMALL, "data.holdout=0.1")
 STEERED: dict[str, Arm] = {
     "none": Arm("slices-tuples", _HELD, steered=True),
@@ -92,14 +93,13 @@ what is reported is measured afterwards, on the held-out pictures of all arms.""
 _TRIED = {
     "vary": (VARIED, CHOOSING),
     "confirm": (CONFIRMED, CONFIRMING),
-    "logged": (LOGGED, REPORTED),
     "steered": (STEERED, REPORTED),
 }
 ABLATED = ("baseline", "tuples", "modulation", "full")
 FEW = ("baseline", "slices", "tuples", "full")
 FEW_IMAGES = 16
 
-SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2, "confirm": 3, "logged": 3, "steered": 3}
+SEEDS = {"table": 3, "lora": 3, "few": 3, "vary": 2, "confirm": 3, "steered": 3}
 N1 = 1600
 FEW_N1 = 480
 CHECKPOINTS = (0.25, 0.5, 1.0, 1.5)
@@ -111,7 +111,6 @@ DESIGNS: dict[str, Design] = {
     "few": Design(FEW_N1, CHECKPOINTS, drawn=(1.0, 1.5)),
     "vary": Design(N1, (1.0,), drawn=(1.0,)),
     "confirm": Design(N1, (1.0,), drawn=(1.0,)),
-    "logged": Design(N1, (1.0,)),
     "steered": Design(N1, (1.0, 1.5)),
     "quick": Design(48, (1.0,), drawn=(1.0,), seeds=1),
 }

@@ -190,8 +190,8 @@ def _logged(runs: Values) -> str:
 def _log_means(runs: Values, arm: str, take: Callable[[Values], Sequence[float]]) -> dict[str, dict[int, np.ndarray]]:
     """Means over the measurements of full windows, by domain and seed."""
     found: dict[str, dict[int, np.ndarray]] = {}
-    for cell, record in _cells(runs, "logged", arm):
-        full = [line for line in record["interference"] if line["oscillation"]["updates"] > 1]
+    for cell, record in _cells(runs, "table", arm):
+        full = [line for line in record.get("interference", []) if line["oscillation"]["updates"] > 1]
         most = max((line["oscillation"]["updates"] for line in full), default=0)
         rows = [take(line) for line in full if line["oscillation"]["updates"] == most]
         if rows:
