@@ -10,6 +10,7 @@ from flowgrain.cli import status as command
 from flowgrain.cli.main import app, main
 from flowgrain.cli.progress import STOPPING, TrainingProgress
 from flowgrain.train.best import Best
+from flowgrain.train.repro import BATCHES_NAME
 from flowgrain.train.schedule import Progress
 from flowgrain.train.status import CheckpointStatus, RunState
 from flowgrain.train.step import LevelMeans, UpdateResult
@@ -24,13 +25,17 @@ STATE = RunState(
 
 
 def test_every_fact_has_its_line(tmp_path):
+    bundle = tmp_path / "nonfinite-update-000151"
+    bundle.mkdir()
+    assert f"not finite: {bundle / 'update.json'}" in command._lines(tmp_path, STATE)  # an autoencoder's
+    (bundle / BATCHES_NAME).touch()
     text = "\n".join(command._lines(tmp_path, STATE))
     for part in (
         "fox: died: its process is gone", "(process 7 on host)", "update 150, 1200 slices, 1 h 2 min of training",
         "50.0% of 300 updates", "12.5 slices/s", "2 min 5 s left", "macro 0.5000, micro 0.2500",
         "validation: 0.40000 at update 100; best 0.40000 at update 100",
         "checkpoint: update 100, 1.0 MiB, 1 N1, 1.5 N1, best", "checkpoint: update 150, 0.5 MiB, for resuming",
-        "disk: 3.0 MiB", f"flowgrain replay {tmp_path / 'nonfinite-update-000151'}",
+        "disk: 3.0 MiB", f"flowgrain replay {bundle}",
     ):  # fmt: skip
         assert part in text, part
     bare = replace(STATE, slices_per_second=None, seconds_left=None, loss_by_level={}, validation_loss=None, best=None,

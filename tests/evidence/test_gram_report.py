@@ -117,7 +117,7 @@ def test_worse_and_better_follow_the_measures_direction(store):
     assert worse(difference(store, TERMS, BASELINE, "irepa-2.5", LOSS))
     assert worse(difference(store, TERMS, BASELINE, "irepa-2.5", COSINE))
     assert better(difference(store, TERMS, BASELINE, "gram-2.5", LOSS))
-    same = difference(store, TERMS, BASELINE, "gram-0.1", COSINE)
+    same = difference(store, TERMS, BASELINE, "gram-0.5", COSINE)
     assert not worse(same) and not better(same)
 
 

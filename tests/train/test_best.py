@@ -69,7 +69,7 @@ def test_a_run_keeps_and_names_its_best_checkpoint(recipe, dataset, monkeypatch)
     assert best.update < 4, "the best must not be a marked one here"
     assert [CheckpointInfo.read(f).progress.updates for f in complete_checkpoints(config.output)] == [best.update, 4, 6]
     assert best_checkpoint(config.output).update == best.update
-    assert _choose(config.output, None, None, None, None, Path("best"))[2].update == best.update
+    assert _choose(config.output, None, None, None, None, None, Path("best"))[2].update == best.update
     train(parts, False, StopAfter(best.update + 1))
     train(parts, True, Listening())
     assert_same_run(config.output, parts.output)

@@ -254,7 +254,7 @@ def test_ready_recipes_differ_from_the_papers_in_memory_alone():
         assert recipe.tuples.batch_size == paper.tuples.batch_size == 8
 
 
-def test_weights_that_train_are_not_to_be_quantised():
+def test_weights_that_train_are_not_to_be_quantised(tiny):
     shape = Shape(1, 64, 64)
     switches = dict(MemoryModel(tiny(adapter={"kind": "full"}), CUDA, "fp32").forecast(shape).switches)
     assert "memory.gradient_checkpointing=true" in switches and not any("quantize" in name for name in switches)

@@ -77,9 +77,7 @@ def test_a_run_trains_and_draws_with_it(recipe, small_flux, deep_vae, tmp_path):
     family = load_model(choice, CPU)
     assert family.fingerprint() == load(small_flux, deep_vae).fingerprint()
     adapter = choose_checkpoint(config.output, None).adapter
-    drawn = next(
-        generate(family, adapter, ["a fox"], [0], SampleConfig(steps=1, height=32, width=32), lambda *_: None)
-    )
+    drawn = next(generate(family, adapter, ["a fox"], [0], SampleConfig(steps=1, height=32, width=32), lambda *_: None))
     assert drawn[2].size == (32, 32)
 
 

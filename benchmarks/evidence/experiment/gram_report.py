@@ -204,7 +204,7 @@ def _sheet(store: Store, images: Path, work: Path) -> None:
     from .measuring import drawn_pictures
     from .running import held_out_picture, pictures_folder
 
-    shown = (BASE, BASELINE, by_weight("gram", 2.5), by_weight("gram", 62.5), by_weight("irepa", 0.5),
+    shown = (BASE, BASELINE, by_weight("gram", 2.5), by_weight("gram", 12.5), by_weight("irepa", 0.5),
              by_weight("irepa", 2.5), by_weight("irepa", 12.5), by_weight("repa", 2.5))  # fmt: skip
     rows: list[tuple[str, list[Path | None]]] = []
     for name in REPORTED:
