@@ -68,7 +68,8 @@ def test_arms_differ_in_what_they_say_alone():
     for arm in ARMS["flux"].values():
         settings = dict(text.split("=", 1) for text in arm.settings)
         batch = int(settings.get("tuples.batch_size", 8))
-        slices = batch * 3 if arm.recipe in ("slices-tuples", "granularity") else batch
+        levels = settings["data.levels"].count(",") + 1 if "data.levels" in settings else 3
+        slices = batch * levels if arm.recipe in ("slices-tuples", "granularity") else batch
         assert float(settings.get("ema.decay", 0.98)) ** (8 / slices) == pytest.approx(0.98, abs=1e-4)
         assert int(settings.get("schedule.warmup", 20)) * slices == pytest.approx(160, abs=slices / 2)
 

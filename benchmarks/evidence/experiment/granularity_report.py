@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import figures
-from .arms import ABLATED, ARMS, BASE, CHECKPOINTS, CONFIRMED, FEW, N1, VARIED, adapter_of
+from .arms import ABLATED, ARMS, BASE, CHECKPOINTS, CONFIRMED, FEW, IMPROVED, N1, VARIED, adapter_of
 from .cells import Model
 from .claims import (
     CLOSE,
@@ -51,6 +51,8 @@ COMPARISONS: dict[str, tuple[At, At]] = {
     "modulation without tuples": (At("slices", 1.0), At("modulation", 1.0)),
     "modulation with tuples (24 an update)": (At("tuples", 1.0), At("full", 1.0)),
     "modulation with tuples (9 an update)": (At("tuples-small", 1.0), At("full-small", 1.0)),
+    "improved settings against full at small updates": (At("full-small", 1.0), At(IMPROVED, 1.0)),
+    "improved settings against baseline": (At("baseline", 1.0), At(IMPROVED, 1.0)),
     "full against w/o tuples": (At("modulation", 1.0), At("full", 1.0)),
 }
 """First, then second; differences are second less first. At 1.0 N1 where nothing else is said."""
