@@ -22,12 +22,11 @@ from typing import Any
 from experiment.cells import Cell
 from experiment.domains import open_domain
 from experiment.gram_design import STAGES, AnyCell, VaeCell, cells_of, quick_cells, seconds_of_cell
-from experiment.pool import last_line, run_all
+from experiment.pool import run_and_report
 from experiment.results import ROOT, append, read
 
 RESULTS = Path(__file__).parent / "results" / "gram.jsonl"
 WORK = ROOT / "build" / "evidence"
-MINUTE = 60.0
 REPORT = "report"
 PAGE = ROOT / "docs" / "results" / "gram.md"
 IMAGES = ROOT / "docs" / "images"
@@ -65,20 +64,7 @@ def main() -> int:
 
 def _run(missing: list[AnyCell], options: argparse.Namespace) -> int:
     _prepare(missing, options.work, options.results)
-    finished = []
-
-    def report(key: str, code: int, seconds: float) -> None:
-        finished.append(key)
-        state = "done" if code == 0 else f"FAILED ({code}): {last_line(options.work / 'logs', key)}"
-        print(f"{len(finished)}/{len(missing)}  {key}  {state}  {seconds:.0f} s", flush=True)
-
-    arguments = ["--work", str(options.work), "--results", str(options.results)]
-    failed = run_all(
-        Path(__file__), [cell.key for cell in missing], arguments, options.workers, options.budget * MINUTE,
-        options.work / "logs", report,
-    )  # fmt: skip
-    print(json.dumps({"evidence": "gram", "run": len(finished) - len(failed), "failed": failed}))
-    return 1 if failed else 0
+    return run_and_report("gram", Path(__file__), [cell.key for cell in missing], options)
 
 
 def _prepare(cells: list[AnyCell], work: Path, results: Path) -> None:

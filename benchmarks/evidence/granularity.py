@@ -20,13 +20,12 @@ from pathlib import Path
 
 from experiment.arms import DESIGNS, STAGES, arm_of, cells_of, cuts_of, fractions_of, quick_cells, rates_path, tuned
 from experiment.cells import Cell
-from experiment.pool import last_line, run_all
+from experiment.pool import run_and_report
 from experiment.repeating import compare
 from experiment.results import ROOT, append, read
 
 RESULTS = Path(__file__).parent / "results" / "granularity.jsonl"
 WORK = ROOT / "build" / "evidence"
-MINUTE = 60.0
 CHOOSE, SECONDS, MEASURE, REPORT = "choose-rates", "seconds", "measure", "report"
 PAGE = ROOT / "docs" / "results" / "granularity.md"
 IMAGES = ROOT / "docs" / "images"
@@ -71,20 +70,7 @@ def _run(missing: list[Cell], options: argparse.Namespace) -> int:
     for name in dict.fromkeys(cell.domain for cell in missing):
         own = [cell for cell in missing if cell.domain == name]
         prepare(open_domain(name, options.work), {cell.images for cell in own}, options.work, cuts_of(own))
-    finished = []
-
-    def report(key: str, code: int, seconds: float) -> None:
-        finished.append(key)
-        state = "done" if code == 0 else f"FAILED ({code}): {last_line(options.work / 'logs', key)}"
-        print(f"{len(finished)}/{len(missing)}  {key}  {state}  {seconds:.0f} s", flush=True)
-
-    arguments = ["--work", str(options.work), "--results", str(options.results)]
-    failed = run_all(
-        Path(__file__), [cell.key for cell in missing], arguments, options.workers, options.budget * MINUTE,
-        options.work / "logs", report,
-    )  # fmt: skip
-    print(json.dumps({"evidence": "granularity", "run": len(finished) - len(failed), "failed": failed}))
-    return 1 if failed else 0
+    return run_and_report("granularity", Path(__file__), [cell.key for cell in missing], options)
 
 
 def _choose(options: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 """Run many cells in single-threaded processes until they are done or the time is up; run again to go on."""
 
+import argparse
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _PATIENCE = 0.5
+_MINUTE = 60
 _MALLOC = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=107374182400"
 """As in the Makefile: a CPU training step spends half of its time in mmap otherwise (docs/bundle.md)."""
 
@@ -48,6 +51,25 @@ def run_all(
                 on_done(key, code, time.monotonic() - started)
         time.sleep(_PATIENCE)
     return failed
+
+
+def run_and_report(evidence: str, script: Path, keys: Sequence[str], options: argparse.Namespace) -> int:
+    """:func:`run_all` with a line for each cell and one of JSON at the end; the exit status of the program.
+
+    ``options`` has work (folder), results (file), workers and budget (minutes).
+    """
+    finished: list[str] = []
+    logs = options.work / "logs"
+
+    def report(key: str, code: int, seconds: float) -> None:
+        finished.append(key)
+        state = "done" if code == 0 else f"FAILED ({code}): {last_line(logs, key)}"
+        print(f"{len(finished)}/{len(keys)}  {key}  {state}  {seconds:.0f} s", flush=True)
+
+    arguments = ["--work", str(options.work), "--results", str(options.results)]
+    failed = run_all(script, keys, arguments, options.workers, options.budget * _MINUTE, logs, report)
+    print(json.dumps({"evidence": evidence, "run": len(finished) - len(failed), "failed": failed}))
+    return 1 if failed else 0
 
 
 def last_line(logs: Path, key: str) -> str:

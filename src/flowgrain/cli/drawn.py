@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from flowgrain.config import Config, Layered
     from flowgrain.train.loop import Observer, Outcome
     from flowgrain.train.runtime import Runtime
 
@@ -32,3 +33,11 @@ def run_drawn(name: str, where: Path, run: "Callable[[Observer], Outcome]", runt
             if outcome.interrupted:
                 typer.echo("stopped on request after saving; run the same command with --resume to go on", err=True)
     return outcome.interrupted
+
+
+def print_origins(config: "Config", layered: "Layered") -> None:
+    """Every setting with where it came from, a line each."""
+    from flowgrain.config import describe_origins
+
+    for key, value, origin in describe_origins(config, layered):
+        typer.echo(f"{key} = {value!r}    # {origin}")

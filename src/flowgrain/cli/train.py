@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowgrain.cli.drawn import print_origins, run_drawn
+
 if TYPE_CHECKING:
     from flowgrain.config import Layered
     from flowgrain.train.loop import Observer, Outcome
@@ -60,7 +62,7 @@ def train(
 
 def _describe(config: "Recipe", layered: "Layered", print_config: bool, dry_run: bool) -> None:
     if print_config:
-        _print_config(config, layered)
+        print_origins(config, layered)
     elif dry_run:
         from flowgrain.train.forecast import forecast
 
@@ -76,16 +78,8 @@ def _load(recipe: str, overrides: list[str]) -> "tuple[Recipe, Layered]":
     return load_config(Recipe, find_recipe(recipe), overrides)
 
 
-def _print_config(config: "Recipe", layered: "Layered") -> None:
-    from flowgrain.config import describe_origins
-
-    for key, value, origin in describe_origins(config, layered):
-        typer.echo(f"{key} = {value!r}    # {origin}")
-
-
 def _run(config: "Recipe", resume: bool, runtime: "Runtime", trial: bool) -> bool:
     """Run a recipe and say how it went; True where it was interrupted."""
-    from flowgrain.cli.drawn import run_drawn
     from flowgrain.train.loop import train as run_recipe
 
     def run(observer: "Observer") -> "Outcome":

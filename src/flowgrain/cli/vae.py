@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowgrain.cli.drawn import print_origins, run_drawn
+
 if TYPE_CHECKING:
     from flowgrain.train.runtime import Runtime
     from flowgrain.train.vae_recipe import VaeRecipe
@@ -37,7 +39,7 @@ def vae(
     with --resume to go on after an interruption. Ctrl-C finishes the running update, saves and exits.
     """
     from flowgrain.cli.processes import Spokesman
-    from flowgrain.config import describe_origins, load_config
+    from flowgrain.config import load_config
     from flowgrain.train.distributed import launched
     from flowgrain.train.recipe import find_recipe
     from flowgrain.train.vae_recipe import VaeRecipe
@@ -50,8 +52,7 @@ def vae(
         if not (print_config or validate_only or dry_run):
             interrupted = _run(config, resume, runtime)
         elif print_config and runtime.is_main:
-            for key, value, origin in describe_origins(config, layered):
-                typer.echo(f"{key} = {value!r}    # {origin}")
+            print_origins(config, layered)
         elif runtime.is_main:
             typer.echo(_forecast(config) if dry_run else f"recipe '{config.name}' is valid")
     if interrupted:
@@ -66,7 +67,6 @@ def _forecast(config: "VaeRecipe") -> str:
 
 def _run(config: "VaeRecipe", resume: bool, runtime: "Runtime") -> bool:
     """Run a recipe and say how it went; True where it was interrupted."""
-    from flowgrain.cli.drawn import run_drawn
     from flowgrain.train.vae_run import train_vae
 
     return run_drawn(config.name, config.output / "vae", lambda seen: train_vae(config, resume, seen, runtime), runtime)

@@ -1,10 +1,10 @@
 """Where the autoencoder of a model lies."""
 
-import hashlib
 import re
 from pathlib import Path
 
 from flowgrain.errors import ModelError
+from flowgrain.families.configuration import files_digest
 from flowgrain.families.embedded import resolve_model
 from flowgrain.pretrained.weights import one_line
 
@@ -31,12 +31,7 @@ def autoencoder_folder(model: str, key: str) -> Path:
 
 def autoencoder_digest(model: str, key: str) -> str:
     """SHA-256 of an autoencoder's configuration and weights; raises as :func:`autoencoder_folder`."""
-    digest = hashlib.sha256()
-    for file in sorted(autoencoder_folder(model, key).glob("*")):
-        if file.suffix in (".json", ".safetensors"):
-            digest.update(f"{file.name}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return files_digest(autoencoder_folder(model, key), (".json", ".safetensors"))
 
 
 def _downloaded(model: str, key: str) -> Path:

@@ -108,6 +108,16 @@ class ValidationConfig(Config):
     batch_size: int = Field(default=32, gt=0, description="slices per forward pass")
 
 
+def short_forms(values: dict[str, Any]) -> dict[str, Any]:
+    """What short forms of a run's sections stand for: ``model: NAME``, and runs/NAME where no output is given."""
+    short: dict[str, Any] = {}
+    if isinstance(values.get("model"), str):
+        short["model"] = {"path": values["model"]}
+    if "output" not in values and isinstance(values.get("name"), str):
+        short["output"] = f"runs/{values['name']}"
+    return short
+
+
 class Recipe(Config):
     """Everything that decides a training run."""
 
@@ -152,11 +162,7 @@ class Recipe(Config):
         """``model: NAME`` for ``model: {path: NAME}``, runs/NAME where no output is given, ``align`` as a map."""
         if not isinstance(values, dict):
             return values
-        short = {}
-        if isinstance(values.get("model"), str):
-            short["model"] = {"path": values["model"]}
-        if "output" not in values and isinstance(values.get("name"), str):
-            short["output"] = f"runs/{values['name']}"
+        short = short_forms(values)
         if isinstance(values.get("align"), dict):
             wrong = next((name for name, term in values["align"].items() if not isinstance(term, dict | None)), None)
             if wrong is not None:

@@ -37,13 +37,14 @@ def ignored_once(requested: Callable[[], bool]) -> Iterator[None]:
     process: one more Ctrl-C must not turn a clean end into an abort. Without a request the handler before is put back.
     """
     kept = signal.getsignal(signal.SIGINT)
+    if callable(kept):  # else the system decides, by ending the process or ignoring: there is nothing to call
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not requested() and callable(kept):
-            kept(number, frame)
+        def handle(number: int, frame: FrameType | None) -> None:
+            if not requested():
+                kept(number, frame)
 
-    signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN if requested() else kept)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if requested() else kept or signal.SIG_DFL)

@@ -20,7 +20,7 @@ from flowgrain.data.config import DataConfig
 from flowgrain.data.tuples import TupleConfig
 from flowgrain.train.log import LogConfig
 from flowgrain.train.optimizers import OptimizerConfig
-from flowgrain.train.recipe import BudgetConfig, EmaConfig, ScheduleConfig, ValidationConfig
+from flowgrain.train.recipe import BudgetConfig, EmaConfig, ScheduleConfig, ValidationConfig, short_forms
 from flowgrain.vae.config import VaeLossConfig
 
 _AS_SC_VAE = OptimizerConfig(lr=1e-5, weight_decay=1e-4)
@@ -122,14 +122,7 @@ class VaeRecipe(Config):
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
         """``model: NAME`` for ``model: {path: NAME}``, and runs/NAME where no output is given."""
-        if not isinstance(values, dict):
-            return values
-        short = {}
-        if isinstance(values.get("model"), str):
-            short["model"] = {"path": values["model"]}
-        if "output" not in values and isinstance(values.get("name"), str):
-            short["output"] = f"runs/{values['name']}"
-        return {**values, **short}
+        return {**values, **short_forms(values)} if isinstance(values, dict) else values
 
     @field_validator("optimizer", "discriminator_optimizer", mode="before")
     @classmethod
